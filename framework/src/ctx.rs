@@ -1,0 +1,453 @@
+//! `Ctx`: a request outside its transaction; `Tx`: inside. Time, ids and the
+//! services come in through them, so that tests can hold them still.
+
+use std::any::{Any, TypeId};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+
+use crate::auth::{Access, Authenticator, UserCred};
+use crate::cache::{Caches, Written};
+use crate::db::{self, AnyConnection, Cost, Db, Dialect, Done, Lock, Sql, Value};
+use crate::model::{Meta, Record, Reference, Stamp};
+use crate::oplog;
+use crate::registry::Registry;
+use crate::task::Engine;
+use crate::{Error, Result};
+
+/// The moment, cut to the microseconds that a column keeps.
+#[must_use]
+pub fn now() -> DateTime<Utc> {
+    #[expect(clippy::disallowed_methods, reason = "the one place that asks the clock")]
+    let now = Utc::now();
+    DateTime::from_timestamp_micros(now.timestamp_micros()).unwrap_or(now)
+}
+
+/// A new id: a UUID v7, so that ids sort as they were made and an index on
+/// them grows at its end.
+#[must_use]
+pub fn new_id() -> String {
+    uuid::Uuid::now_v7().to_string()
+}
+
+/// What a process has once: database, registry, caches, services.
+pub struct Core {
+    /// The database.
+    pub db: Db,
+    /// All resource types.
+    pub registry: Registry,
+    /// Small tables in memory.
+    pub caches: Caches,
+    /// The task engine.
+    pub tasks: Engine,
+    auth: Arc<dyn Authenticator>,
+    services: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
+}
+
+impl Core {
+    /// Puts a process together.
+    #[must_use]
+    pub fn new(db: Db, auth: Arc<dyn Authenticator>) -> Self {
+        let tasks = Engine::new();
+        Self {
+            db,
+            registry: Registry::collect(),
+            caches: Caches::default(),
+            tasks,
+            auth,
+            services: HashMap::new(),
+        }
+    }
+
+    /// Adds what a service's hooks and tasks need of the outside (a driver, a
+    /// setting); they get it by its type.
+    #[must_use]
+    pub fn with_service<T: Any + Send + Sync>(mut self, service: Arc<T>) -> Self {
+        self.services.insert(TypeId::of::<T>(), service);
+        self
+    }
+
+    /// Loads all caches, so that the first requests need not.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn warm(self: &Arc<Self>) -> Result<()> {
+        let ctx = Ctx::system(self);
+        let done = ctx.read(Cost::Unbounded, |tx| {
+            tx.ctx.core().registry.types().try_for_each(|of| of.handler.warm(tx))
+        });
+        done.await?;
+        Ok(())
+    }
+
+    /// Who is behind a token.
+    #[must_use]
+    pub fn authenticate(&self, token: &str) -> Option<Arc<UserCred>> {
+        self.auth.authenticate(token)
+    }
+}
+
+/// A request outside of any transaction: cheap to clone, may cross an await.
+#[derive(Clone)]
+pub struct Ctx {
+    core: Arc<Core>,
+    cred: Arc<UserCred>,
+    request_id: Arc<str>,
+}
+
+impl Ctx {
+    /// For a request of somebody.
+    pub fn new(core: Arc<Core>, cred: Arc<UserCred>, request_id: impl Into<Arc<str>>) -> Self {
+        Self { core, cred, request_id: request_id.into() }
+    }
+
+    /// For the platform itself.
+    #[must_use]
+    pub fn system(core: &Arc<Core>) -> Self {
+        Self::new(core.clone(), Arc::new(UserCred::system()), "")
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Who calls.
+    #[must_use]
+    pub fn cred(&self) -> &Arc<UserCred> {
+        &self.cred
+    }
+
+    /// The request's id, which the log and the audit carry.
+    #[must_use]
+    pub fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    /// A service by its type.
+    ///
+    /// # Errors
+    /// When the process was put together without it.
+    pub fn service<T: Any + Send + Sync>(&self) -> Result<Arc<T>> {
+        let found = self.core.services.get(&TypeId::of::<T>()).cloned();
+        found
+            .and_then(|it| it.downcast().ok())
+            .ok_or_else(|| Error::internal(format!("no service {}", std::any::type_name::<T>())))
+    }
+
+    /// Runs a read; the closure may run twice, if a connection was broken.
+    ///
+    /// # Errors
+    /// What the closure returns, or 503.
+    pub async fn read<R, F>(&self, cost: Cost, f: F) -> Result<Done<R>>
+    where
+        R: Send + 'static,
+        F: Fn(&mut Tx<'_>) -> Result<R> + Send + 'static,
+    {
+        let ctx = self.clone();
+        self.core.db.read(cost, move |conn| f(&mut Tx::new(conn, &ctx))).await
+    }
+
+    /// Runs a write in a transaction of its own.
+    ///
+    /// # Errors
+    /// What the closure returns (then nothing was changed), or 503.
+    pub async fn write<R, F>(&self, lock: Option<Lock>, f: F) -> Result<Done<R>>
+    where
+        R: Send + 'static,
+        F: FnOnce(&mut Tx<'_>) -> Result<R> + Send + 'static,
+    {
+        let ctx = self.clone();
+        self.core.db.write(lock, move |conn| f(&mut Tx::new(conn, &ctx))).await
+    }
+}
+
+/// A request inside its transaction: blocking, on the thread of its connection.
+pub struct Tx<'a> {
+    /// The connection.
+    pub conn: &'a mut AnyConnection,
+    /// The request.
+    pub ctx: &'a Ctx,
+    now: DateTime<Utc>,
+    /// What this transaction wrote to cached types.
+    pub(crate) written: Option<Written>,
+    /// The task that an action started, for its answer.
+    pub(crate) started_task: Option<String>,
+}
+
+impl<'a> Tx<'a> {
+    /// Opens the inside of a request on a connection that is in a transaction.
+    pub fn new(conn: &'a mut AnyConnection, ctx: &'a Ctx) -> Self {
+        Self { conn, ctx, now: now(), written: None, started_task: None }
+    }
+
+    /// The moment of the request: one for all that it writes.
+    #[must_use]
+    pub fn now(&self) -> DateTime<Utc> {
+        self.now
+    }
+
+    /// Who calls.
+    #[must_use]
+    pub fn cred(&self) -> &UserCred {
+        &self.ctx.cred
+    }
+
+    /// The caller's rank.
+    #[must_use]
+    pub fn level(&self) -> Access {
+        self.ctx.cred.level
+    }
+
+    /// Waits for a named lock, held to the transaction's end. On SQLite there
+    /// is one writer, so it is held already.
+    ///
+    /// # Errors
+    /// When the wait is too long.
+    pub fn lock(&mut self, name: &str) -> Result<()> {
+        if self.conn.dialect() == Dialect::Postgres {
+            let sql =
+                Sql::new("SELECT 1::bigint FROM pg_advisory_xact_lock(").value(db::lock_key(name)).text(")");
+            db::load_one::<(i64,)>(self.conn, sql)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn stamp(&self) -> Stamp<'_> {
+        Stamp { id: new_id(), now: self.now, cred: &self.ctx.cred }
+    }
+
+    /// Stores a new row.
+    ///
+    /// # Errors
+    /// 409 when a unique field's value is taken.
+    pub fn insert<T: Record>(&mut self, row: &T) -> Result<()> {
+        if T::meta().source.cached {
+            self.bump_generation::<T>()?;
+        }
+        db::execute(self.conn, &insertion(row))?;
+        Ok(())
+    }
+
+    /// Stores a new row and the record that it was made, which on PostgreSQL
+    /// is one round trip for both.
+    ///
+    /// # Errors
+    /// 409 when a unique field's value is taken.
+    pub fn insert_and_log<T: Record>(&mut self, row: &T, action: &str) -> Result<()> {
+        if T::meta().source.cached {
+            self.bump_generation::<T>()?;
+        }
+        let notes = oplog::notes(row, None);
+        self.with_record(insertion(row), T::meta(), row.base(), action, notes)?;
+        Ok(())
+    }
+
+    /// Makes a row as the platform would for a client, without the client's
+    /// hooks: for start-up and other services' hooks. It is stamped and stored.
+    ///
+    /// # Errors
+    /// 409 when a unique field's value is taken.
+    pub fn create<T: Record>(&mut self, mut row: T) -> Result<T> {
+        row.stamp(&self.stamp());
+        self.insert(&row)?;
+        Ok(row)
+    }
+
+    /// Stores a changed row: a compare-and-set on the version that was read.
+    ///
+    /// # Errors
+    /// 409 when somebody else changed it meanwhile.
+    pub fn save<T: Record>(&mut self, row: &mut T) -> Result<()> {
+        self.save_with(row, |tx, row, version| Ok(db::execute(tx.conn, &change(row, version, None))? > 0))
+    }
+
+    /// Stores a changed row as [`Tx::save`] does, and the record of what was
+    /// changed: cheaper than one after the other, since indexed columns that
+    /// stayed as they were `before` are left alone, and on PostgreSQL it is
+    /// one round trip for both.
+    ///
+    /// # Errors
+    /// 409 when somebody else changed it meanwhile.
+    pub fn save_and_log<T: Record>(
+        &mut self,
+        row: &mut T,
+        action: &str,
+        before: &[Value<'static>],
+    ) -> Result<()> {
+        self.save_with(row, |tx, row, version| {
+            let notes = oplog::notes(row, Some(before));
+            tx.with_record(change(row, version, Some(before)), T::meta(), row.base(), action, notes)
+        })
+    }
+
+    fn save_with<T: Record>(
+        &mut self,
+        row: &mut T,
+        store: impl FnOnce(&mut Self, &T, i64) -> Result<bool>,
+    ) -> Result<()> {
+        let meta = T::meta();
+        if meta.source.cached {
+            self.bump_generation::<T>()?;
+        }
+        let before = row.base().anon().version;
+        {
+            let anon = row.base_mut().anon_mut();
+            anon.version = before + 1;
+            anon.updated_at = self.now;
+        }
+        if !store(self, row, before)? {
+            row.base_mut().anon_mut().version = before;
+            let id = &row.base().anon().id;
+            let text =
+                format!("{} {id} was changed by somebody else meanwhile; read it again", meta.keyword());
+            return Err(Error::conflict(text));
+        }
+        Ok(())
+    }
+
+    /// Removes a row: marks it where the base has a mark, else deletes it.
+    ///
+    /// # Errors
+    /// 409 when somebody else changed it meanwhile.
+    pub fn remove<T: Record>(&mut self, row: &mut T) -> Result<()> {
+        let now = self.now;
+        if let Some(owned) = row.base_mut().owned_mut() {
+            owned.deleted = true;
+            owned.deleted_at = Some(now);
+            return self.save(row);
+        }
+        let meta = T::meta();
+        if meta.source.cached {
+            // First: it waits for those who rely on the row, so that the
+            // delete then sees what they made of it.
+            self.bump_generation::<T>()?;
+        }
+        let anon = row.base().anon();
+        let mut sql = Sql::new("DELETE FROM \"")
+            .text(meta.table())
+            .text("\" WHERE \"id\" = ")
+            .value(&anon.id)
+            .text(" AND \"version\" = ")
+            .value(anon.version);
+        for by in meta.referenced_by() {
+            sql.push(" AND NOT ");
+            used(&mut sql, by, &anon.id);
+        }
+        if db::execute(self.conn, &sql)? == 0 {
+            self.expect_unused(meta, &anon.id)?;
+            let text = format!("{} {} was changed by somebody else meanwhile", meta.keyword(), anon.id);
+            return Err(Error::conflict(text));
+        }
+        Ok(())
+    }
+
+    /// Refuses when a living row of any type refers to the row.
+    fn expect_unused(&mut self, meta: &'static Meta, id: &str) -> Result<()> {
+        let mut sql = Sql::new("SELECT CASE");
+        for by in meta.referenced_by() {
+            sql.push(" WHEN ");
+            used(&mut sql, by, id);
+            sql.push(" THEN '").push(by.keyword).push("'");
+        }
+        sql.push(" ELSE '' END");
+        if meta.referenced_by().is_empty() {
+            return Ok(());
+        }
+        match db::load_one::<(String,)>(self.conn, sql)? {
+            Some((by,)) if !by.is_empty() => {
+                let text = format!("{} {id} is still used by a {by}", meta.keyword());
+                Err(Error::conflict(text).class("ResourceInUseError"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets a row's status, and why, and stores it.
+    ///
+    /// # Errors
+    /// 409 when somebody else changed it meanwhile.
+    pub fn set_status<T: Record>(&mut self, row: &mut T, status: &str, reason: &str) -> Result<()> {
+        let Some(base) = row.base_mut().status_mut() else {
+            return Err(Error::internal(format!("{} has no status", T::meta().keyword())));
+        };
+        status.clone_into(&mut base.status);
+        base.status_reason = reason.chars().take(4096).collect();
+        self.save(row)
+    }
+}
+
+/// `INSERT` of a row.
+fn insertion<T: Record>(row: &T) -> Sql<'_> {
+    let meta = T::meta();
+    let mut values = Vec::with_capacity(meta.fields().len());
+    row.write(&mut values);
+    let mut sql =
+        Sql::new("INSERT INTO \"").text(meta.table()).text("\" (").text(meta.columns()).text(") VALUES (");
+    for (i, value) in values.into_iter().enumerate() {
+        if i > 0 {
+            sql.push(", ");
+        }
+        sql.bind(value);
+    }
+    sql.push(")");
+    sql
+}
+
+/// `UPDATE` of a row that is at this version. SQLite writes an index anew for
+/// every column of it that is named, whether its value changes or not, so
+/// those that are as `before` are left out. The others are always named: the
+/// text must not take a form for each set of fields that clients can think of.
+fn change<'r, T: Record>(row: &'r T, version: i64, before: Option<&[Value<'static>]>) -> Sql<'r> {
+    let meta = T::meta();
+    let mut values = Vec::with_capacity(meta.fields().len());
+    row.write(&mut values);
+    let mut sql = Sql::new("UPDATE \"").text(meta.table()).text("\" SET ");
+    let mut comma = "";
+    for (i, (field, value)) in meta.stored().zip(values).enumerate() {
+        let indexed = field.index || field.unique || field.references.is_some() || field.name == "deleted";
+        let same = indexed && before.and_then(|it| it.get(i)).is_some_and(|it| *it == value);
+        if same || matches!(field.name, "id" | "created_at") {
+            continue;
+        }
+        sql.push(comma).push("\"").push(field.name).push("\" = ").bind(value);
+        comma = ", ";
+    }
+    sql.push(" WHERE \"id\" = ").bind(&row.base().anon().id).push(" AND \"version\" = ").bind(version);
+    sql
+}
+
+/// `EXISTS (…)` of living rows that refer to an id.
+fn used<'a>(sql: &mut Sql<'a>, by: &Reference, id: &'a str) {
+    sql.push("EXISTS (SELECT 1 FROM \"")
+        .push(by.table)
+        .push("\" WHERE \"")
+        .push(by.column)
+        .push("\" = ")
+        .bind(id);
+    sql.push(if by.soft { " AND \"deleted\" = FALSE)" } else { ")" });
+}
+
+/// A row's values, to tell later what changed.
+pub(crate) fn snapshot<T: Record>(row: &T) -> Vec<Value<'static>> {
+    let mut values = Vec::new();
+    row.write(&mut values);
+    values.into_iter().map(Value::into_owned).collect()
+}
+
+/// A value as JSON, for the audit.
+pub(crate) fn value_json(value: &Value<'_>) -> serde_json::Value {
+    match value {
+        Value::Text(Some(text)) => match text {
+            Cow::Borrowed(t) => (*t).into(),
+            Cow::Owned(t) => t.as_str().into(),
+        },
+        Value::Int(Some(v)) => (*v).into(),
+        Value::Float(Some(v)) => (*v).into(),
+        Value::Bool(Some(v)) => (*v).into(),
+        _ => serde_json::Value::Null,
+    }
+}

@@ -1,0 +1,168 @@
+//! Embedded migrations: each service hands its own set to `inventory`, and
+//! they run in the order of their sets and versions, at start or by
+//! `podyard migrate`. Versions are unique over all services.
+
+use diesel::migration::{Migration, MigrationSource};
+use diesel_migrations::{EmbeddedMigrations, MigrationHarness};
+
+use super::{AnyConnection, DatabaseUrl, connect_sqlite, private_file};
+use crate::{Error, Result};
+use diesel::connection::{Connection, SimpleConnection};
+
+/// The migrations of one service, for each database.
+pub struct MigrationSet {
+    /// The service's name.
+    pub service: &'static str,
+    /// For SQLite.
+    pub sqlite: fn() -> EmbeddedMigrations,
+    /// For PostgreSQL.
+    pub postgres: fn() -> EmbeddedMigrations,
+}
+
+inventory::collect!(MigrationSet);
+
+fn sets() -> Vec<&'static MigrationSet> {
+    let mut sets: Vec<_> = inventory::iter::<MigrationSet>.into_iter().collect();
+    sets.sort_by_key(|set| (set.service != "framework", set.service));
+    sets
+}
+
+fn connect(url: &DatabaseUrl) -> Result<AnyConnection> {
+    match url {
+        DatabaseUrl::Sqlite(path) => {
+            private_file(path)?;
+            connect_sqlite(path, true)
+        }
+        DatabaseUrl::Postgres(url) => {
+            diesel::PgConnection::establish(url).map(AnyConnection::Postgres).map_err(Error::internal)
+        }
+    }
+}
+
+/// Two processes that start at once must not migrate at once. PostgreSQL: a
+/// session lock; SQLite: a lock file beside the database.
+enum Guard {
+    File(#[expect(dead_code, reason = "held until dropped")] std::fs::File),
+    Session,
+}
+
+fn guard(url: &DatabaseUrl, conn: &mut AnyConnection) -> Result<Guard> {
+    if let DatabaseUrl::Sqlite(path) = url {
+        let mut name = path.clone().into_os_string();
+        name.push(".migrate.lock");
+        let file = std::fs::File::create(name).map_err(Error::internal)?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).map_err(Error::internal)?;
+        return Ok(Guard::File(file));
+    }
+    let key = super::pool::lock_key("podyard/migrate");
+    conn.batch_execute(&format!("SELECT pg_advisory_lock({key})"))?;
+    Ok(Guard::Session)
+}
+
+fn pending_of<DB: diesel::backend::Backend>(
+    conn: &mut impl MigrationHarness<DB>,
+    source: impl MigrationSource<DB>,
+) -> Result<Vec<Box<dyn Migration<DB>>>> {
+    conn.pending_migrations(source).map_err(Error::internal)
+}
+
+/// Runs what is pending and names it.
+///
+/// # Errors
+/// When the database cannot be reached or a migration fails; those before it
+/// stay, it itself is undone.
+pub fn run(url: &DatabaseUrl) -> Result<Vec<String>> {
+    let mut conn = connect(url)?;
+    let _guard = guard(url, &mut conn)?;
+    let mut done = Vec::new();
+    for set in sets() {
+        match &mut conn {
+            AnyConnection::Sqlite(conn) => {
+                for migration in pending_of(conn, (set.sqlite)())? {
+                    conn.run_migration(&*migration).map_err(Error::internal)?;
+                    done.push(format!("{}/{}", set.service, migration.name()));
+                }
+            }
+            AnyConnection::Postgres(conn) => {
+                for migration in pending_of(conn, (set.postgres)())? {
+                    conn.run_migration(&*migration).map_err(Error::internal)?;
+                    done.push(format!("{}/{}", set.service, migration.name()));
+                }
+            }
+        }
+    }
+    Ok(done)
+}
+
+/// Names what [`run`] would run.
+///
+/// # Errors
+/// When the database cannot be reached.
+pub fn pending(url: &DatabaseUrl) -> Result<Vec<String>> {
+    let mut conn = connect(url)?;
+    let mut names = Vec::new();
+    for set in sets() {
+        let of_set: Vec<String> = match &mut conn {
+            AnyConnection::Sqlite(conn) => {
+                pending_of(conn, (set.sqlite)())?.iter().map(|m| m.name().to_string()).collect()
+            }
+            AnyConnection::Postgres(conn) => {
+                pending_of(conn, (set.postgres)())?.iter().map(|m| m.name().to_string()).collect()
+            }
+        };
+        names.extend(of_set.into_iter().map(|name| format!("{}/{name}", set.service)));
+    }
+    Ok(names)
+}
+
+/// Undoes all migrations of all services, the last first. Data is lost.
+///
+/// # Errors
+/// When a migration cannot be undone.
+pub fn revert(url: &DatabaseUrl) -> Result<Vec<String>> {
+    let mut conn = connect(url)?;
+    let _guard = guard(url, &mut conn)?;
+    let mut done = Vec::new();
+    for set in sets().into_iter().rev() {
+        match &mut conn {
+            AnyConnection::Sqlite(conn) => revert_set(conn, (set.sqlite)(), set.service, &mut done)?,
+            AnyConnection::Postgres(conn) => revert_set(conn, (set.postgres)(), set.service, &mut done)?,
+        }
+    }
+    Ok(done)
+}
+
+fn revert_set<DB: diesel::backend::Backend>(
+    conn: &mut impl MigrationHarness<DB>,
+    source: impl MigrationSource<DB>,
+    service: &str,
+    done: &mut Vec<String>,
+) -> Result<()> {
+    let applied = conn.applied_migrations().map_err(Error::internal)?;
+    let mut migrations = source.migrations().map_err(Error::internal)?;
+    migrations.sort_by(|a, b| b.name().version().cmp(&a.name().version()));
+    for migration in migrations {
+        if applied.contains(&migration.name().version().as_owned()) {
+            conn.revert_migration(&*migration).map_err(Error::internal)?;
+            done.push(format!("{service}/{}", migration.name()));
+        }
+    }
+    Ok(())
+}
+
+/// Registers the migrations of a service: its name and the folders for SQLite
+/// and PostgreSQL, relative to the crate. The crate depends on `diesel_migrations`.
+#[macro_export]
+macro_rules! migrations {
+    ($service:literal, $sqlite:literal, $postgres:literal) => {
+        const _: () = {
+            const SQLITE: ::diesel_migrations::EmbeddedMigrations =
+                ::diesel_migrations::embed_migrations!($sqlite);
+            const POSTGRES: ::diesel_migrations::EmbeddedMigrations =
+                ::diesel_migrations::embed_migrations!($postgres);
+            $crate::inventory::submit! {
+                $crate::db::MigrationSet { service: $service, sqlite: || SQLITE, postgres: || POSTGRES }
+            }
+        };
+    };
+}

@@ -1,0 +1,366 @@
+//! Connections, transactions and migrations: one small face, *run this
+//! closure with a connection, to read or to write, and give me its result*.
+//! What differs between the databases lives here and nowhere else.
+//!
+//! SQLite: all writes go through one writer thread that commits in groups;
+//! bounded reads run inline on a connection of the calling thread, unbounded
+//! ones on a few reader threads. PostgreSQL: a pool, and as many threads as it
+//! has connections. Never inline, since a round trip would stall a worker.
+
+mod connection;
+mod group;
+mod migrate;
+mod pool;
+mod schema;
+mod sql;
+mod value;
+mod writer;
+
+use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use diesel::connection::{InstrumentationEvent, SimpleConnection};
+use diesel::prelude::*;
+
+use crate::{Error, Result};
+
+pub use connection::{AnyConnection, Dialect, MultiBackend, MultiRow};
+pub use migrate::{MigrationSet, pending, revert, run as migrate};
+pub(crate) use pool::lock_key;
+pub use schema::differences;
+pub use sql::{FromRow, Sql, execute, load, load_one};
+pub use value::{Column, ColumnType, RowReader, Value};
+
+/// Where the data is.
+#[derive(Debug, Clone)]
+pub enum DatabaseUrl {
+    /// A file.
+    Sqlite(PathBuf),
+    /// A libpq connection string or URL.
+    Postgres(String),
+}
+
+impl std::str::FromStr for DatabaseUrl {
+    type Err = String;
+
+    fn from_str(url: &str) -> std::result::Result<Self, String> {
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            return Ok(Self::Postgres(url.to_owned()));
+        }
+        match url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) {
+            Some(path) if !path.is_empty() && path != ":memory:" => Ok(Self::Sqlite(PathBuf::from(path))),
+            _ => Err("must be sqlite://PATH or postgres://USER:PASSWORD@HOST/DATABASE".to_owned()),
+        }
+    }
+}
+
+impl DatabaseUrl {
+    /// Without the password, for the log.
+    #[must_use]
+    pub fn redacted(&self) -> String {
+        match self {
+            Self::Sqlite(path) => format!("sqlite://{}", path.display()),
+            Self::Postgres(url) => match (url.split_once("://"), url.rsplit_once('@')) {
+                (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
+                _ => "postgres://***".to_owned(),
+            },
+        }
+    }
+}
+
+/// How much of the database's time a read may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cost {
+    /// Bounded by construction: by key, or an indexed page with a limit.
+    Bounded,
+    /// May walk a whole table: a search, a count, an order without an index.
+    Unbounded,
+}
+
+/// What a job gave, and what it cost.
+#[derive(Debug)]
+pub struct Done<R> {
+    /// What the closure returned.
+    pub value: R,
+    /// Statements sent, transaction control not counted.
+    pub statements: u32,
+    /// Time in the closure with the connection.
+    pub time: Duration,
+}
+
+/// Sizes of what a [`Db`] keeps.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Connections (and threads) to PostgreSQL.
+    pub pool: u32,
+    /// Threads for unbounded reads of SQLite.
+    pub readers: u32,
+    /// Jobs that may wait; beyond it the answer is 503.
+    pub queue: usize,
+}
+
+impl Default for Options {
+    /// 16 connections are near the best rate beside the database; four SQLite
+    /// readers keep long scans off the workers.
+    fn default() -> Self {
+        Self { pool: 16, readers: 4, queue: 4096 }
+    }
+}
+
+/// A handle to the database; clones share it.
+#[derive(Clone)]
+pub struct Db(Arc<Shared>);
+
+struct Shared {
+    dialect: Dialect,
+    /// Tells connections of this database from those of another in the same
+    /// process (tests open several).
+    serial: u64,
+    sqlite: Option<PathBuf>,
+    pool: pool::Threads,
+    writer: Option<writer::Writer>,
+}
+
+/// A class lock, taken before the transaction's first statement.
+#[derive(Debug, Clone)]
+pub struct Lock {
+    /// What is locked.
+    pub name: String,
+    /// Whether the transaction will want the caches' generation, which then
+    /// comes with the lock.
+    pub fenced: bool,
+}
+
+/// What to do once a transaction is on disk.
+type Hook = Box<dyn FnOnce() + Send>;
+
+thread_local! {
+    static AFTER_COMMIT: RefCell<Vec<Hook>> = const { RefCell::new(Vec::new()) };
+    static GENERATION: Cell<Option<i64>> = const { Cell::new(None) };
+    static STATEMENTS: Cell<u32> = const { Cell::new(0) };
+    static INLINE: RefCell<Option<(u64, AnyConnection)>> = const { RefCell::new(None) };
+}
+
+/// Counts every statement that diesel starts on this thread. Transaction
+/// control runs outside of [`measure`], so it is never seen in a count.
+fn counting() -> Option<Box<dyn diesel::connection::Instrumentation>> {
+    Some(Box::new(|event: InstrumentationEvent<'_>| {
+        if let InstrumentationEvent::StartQuery { .. } = event {
+            STATEMENTS.set(STATEMENTS.get().wrapping_add(1));
+        }
+    }))
+}
+
+/// Remembers something to do once the running job's transaction is on disk
+/// and before its answer goes out: caches to drop, workers to wake.
+pub fn after_commit(hook: impl FnOnce() + Send + 'static) {
+    AFTER_COMMIT.with_borrow_mut(|hooks| hooks.push(Box::new(hook)));
+}
+
+fn take_hooks() -> Vec<Hook> {
+    AFTER_COMMIT.take()
+}
+
+/// The caches' generation as the running transaction began, where it was
+/// read along.
+#[must_use]
+pub fn generation() -> Option<i64> {
+    GENERATION.get()
+}
+
+/// Sets what [`generation`] says for the rest of the transaction.
+pub fn set_generation(generation: Option<i64>) {
+    GENERATION.set(generation);
+}
+
+pub(crate) const READ_GENERATION: &str = "SELECT \"generation\" FROM \"cache_generation\"";
+
+fn measure<R>(f: impl FnOnce() -> Result<R>) -> Result<Done<R>> {
+    let (before, start) = (STATEMENTS.get(), Instant::now());
+    let value = f()?;
+    Ok(Done { value, statements: STATEMENTS.get().wrapping_sub(before), time: start.elapsed() })
+}
+
+/// What every SQLite connection is set to. `FULL`: what was answered is on
+/// disk, group commit pays for it.
+const SQLITE_PRAGMAS: &str = "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; \
+     PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA cache_size = -4000; \
+     PRAGMA wal_autocheckpoint = 2000; PRAGMA journal_size_limit = 67108864; PRAGMA temp_store = MEMORY;";
+
+/// Makes the file and its folder, for this user only: the key of the tokens
+/// and everybody's password hashes are in it.
+fn private_file(path: &Path) -> Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+    if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(Error::internal)?;
+    }
+    let mut options = std::fs::OpenOptions::new();
+    options.create(true).append(true).mode(0o600).open(path).map_err(Error::internal)?;
+    Ok(())
+}
+
+fn connect_sqlite(path: &Path, write: bool) -> Result<AnyConnection> {
+    let text = path.to_str().ok_or_else(|| Error::internal("the database's path is not UTF-8"))?;
+    let mut conn = diesel::SqliteConnection::establish(text).map_err(Error::internal)?;
+    conn.batch_execute(SQLITE_PRAGMAS)?;
+    if !write {
+        conn.batch_execute("PRAGMA query_only = ON")?;
+    }
+    Ok(AnyConnection::Sqlite(conn))
+}
+
+impl Db {
+    /// Opens the database and starts its threads.
+    ///
+    /// # Errors
+    /// When it cannot be reached or created.
+    pub fn open(url: &DatabaseUrl, options: Options) -> Result<Self> {
+        static SERIAL: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        let _ = diesel::connection::set_default_instrumentation(counting);
+        let serial = SERIAL.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let shared = match url {
+            DatabaseUrl::Sqlite(path) => {
+                private_file(path)?;
+                // The writer first: it creates the file and switches to WAL.
+                let writer = writer::Writer::start(connect_sqlite(path, true)?, options.queue)?;
+                Shared {
+                    dialect: Dialect::Sqlite,
+                    serial,
+                    sqlite: Some(path.clone()),
+                    pool: pool::Threads::sqlite(path, options)?,
+                    writer: Some(writer),
+                }
+            }
+            DatabaseUrl::Postgres(url) => Shared {
+                dialect: Dialect::Postgres,
+                serial,
+                sqlite: None,
+                pool: pool::Threads::postgres(url, options)?,
+                writer: None,
+            },
+        };
+        Ok(Self(Arc::new(shared)))
+    }
+
+    /// Which database this is.
+    #[must_use]
+    pub fn dialect(&self) -> Dialect {
+        self.0.dialect
+    }
+
+    /// Jobs that wait for a connection now: for the metrics.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.0.pool.waiting() + self.0.writer.as_ref().map_or(0, writer::Writer::waiting)
+    }
+
+    /// Runs a read. It may run twice, if the first connection turns out broken.
+    ///
+    /// # Errors
+    /// What the closure returns, or 503 when the queue is full.
+    pub async fn read<R, F>(&self, cost: Cost, f: F) -> Result<Done<R>>
+    where
+        R: Send + 'static,
+        F: Fn(&mut AnyConnection) -> Result<R> + Send + 'static,
+    {
+        match (&self.0.sqlite, cost) {
+            (Some(path), Cost::Bounded) => self.inline(path, f),
+            _ => self.0.pool.read(f).await,
+        }
+    }
+
+    /// Runs a read inline on the calling thread; only for SQLite, whose
+    /// bounded reads take microseconds.
+    fn inline<R>(&self, path: &Path, f: impl Fn(&mut AnyConnection) -> Result<R>) -> Result<Done<R>> {
+        INLINE.with_borrow_mut(|slot| {
+            if slot.as_ref().is_none_or(|(serial, _)| *serial != self.0.serial) {
+                *slot = Some((self.0.serial, connect_sqlite(path, false)?));
+            }
+            match slot {
+                Some((_, conn)) => {
+                    GENERATION.set(None);
+                    measure(|| f(conn))
+                }
+                None => Err(Error::internal("no inline connection")),
+            }
+        })
+    }
+
+    /// Runs a write in a transaction of its own, which commits when the
+    /// closure returns `Ok`. `lock` names a class lock to take first.
+    ///
+    /// # Errors
+    /// What the closure returns (then nothing is written), or 503.
+    pub async fn write<R, F>(&self, lock: Option<Lock>, f: F) -> Result<Done<R>>
+    where
+        R: Send + 'static,
+        F: FnOnce(&mut AnyConnection) -> Result<R> + Send + 'static,
+    {
+        match &self.0.writer {
+            // One writer is every lock there is.
+            Some(writer) => writer.write(f).await,
+            None => self.0.pool.write(lock, f).await,
+        }
+    }
+
+    /// [`Db::write`] for threads that may block: start-up and tests.
+    ///
+    /// # Errors
+    /// As [`Db::write`].
+    pub fn write_blocking<R, F>(&self, f: F) -> Result<R>
+    where
+        R: Send + 'static,
+        F: FnOnce(&mut AnyConnection) -> Result<R> + Send + 'static,
+    {
+        block_on(self.write(None, f)).map(|done| done.value)
+    }
+
+    /// [`Db::read`] for threads that may block.
+    ///
+    /// # Errors
+    /// As [`Db::read`].
+    pub fn read_blocking<R, F>(&self, f: F) -> Result<R>
+    where
+        R: Send + 'static,
+        F: Fn(&mut AnyConnection) -> Result<R> + Send + 'static,
+    {
+        block_on(self.read(Cost::Bounded, f)).map(|done| done.value)
+    }
+}
+
+/// Waits for a future on a thread that is no async one.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut context = std::task::Context::from_waker(&waker);
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(output) => return output,
+            std::task::Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+/// Runs a closure of ours, turning a panic in it into an error: one bad hook
+/// must not end the thread that everybody's requests go through.
+fn guarded<R>(f: impl FnOnce() -> Result<R>) -> Result<R> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
+        Ok(result) => result,
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<&str>()
+                .map(ToString::to_string)
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_else(|| "no message".to_owned());
+            Err(Error::internal(format!("panic: {text}")))
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! A few threads that run jobs on pooled connections: all of PostgreSQL's
+//! work, and SQLite's unbounded reads. As many threads as connections, so a
+//! job that is taken never waits for a connection.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use diesel::connection::SimpleConnection;
+use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool, PooledConnection};
+use tokio::sync::oneshot;
+
+use super::group::{self, GROUP, Job, Write};
+use super::{
+    AnyConnection, Done, GENERATION, Lock, Options, SQLITE_PRAGMAS, Sql, guarded, load_one, measure,
+};
+use crate::{Error, Result};
+
+type Manager = ConnectionManager<AnyConnection>;
+type Conn = PooledConnection<Manager>;
+type ThreadJob = Box<dyn FnOnce(&Pool<Manager>) + Send>;
+
+pub(super) struct Threads {
+    jobs: flume::Sender<ThreadJob>,
+    queues: Arc<Queues>,
+    queue: usize,
+}
+
+#[derive(Debug)]
+struct ReadOnlySqlite;
+
+impl CustomizeConnection<AnyConnection, diesel::r2d2::Error> for ReadOnlySqlite {
+    fn on_acquire(&self, conn: &mut AnyConnection) -> std::result::Result<(), diesel::r2d2::Error> {
+        conn.batch_execute(SQLITE_PRAGMAS)
+            .and_then(|()| conn.batch_execute("PRAGMA query_only = ON"))
+            .map_err(diesel::r2d2::Error::QueryError)
+    }
+}
+
+#[derive(Debug)]
+struct PostgresSession;
+
+impl CustomizeConnection<AnyConnection, diesel::r2d2::Error> for PostgresSession {
+    /// What was answered is on disk, and no forgotten transaction holds
+    /// others up for ever.
+    fn on_acquire(&self, conn: &mut AnyConnection) -> std::result::Result<(), diesel::r2d2::Error> {
+        conn.batch_execute(
+            "SET synchronous_commit = on; SET idle_in_transaction_session_timeout = '60s'; \
+             SET statement_timeout = '120s'; SET lock_timeout = '30s'; SET client_min_messages = warning",
+        )
+        .map_err(diesel::r2d2::Error::QueryError)
+    }
+}
+
+impl Threads {
+    pub(super) fn sqlite(path: &Path, options: Options) -> Result<Self> {
+        let url = PathBuf::from(path).to_string_lossy().into_owned();
+        let pool = Pool::builder()
+            .max_size(options.readers)
+            .min_idle(Some(0))
+            .test_on_check_out(false)
+            .connection_customizer(Box::new(ReadOnlySqlite))
+            .build_unchecked(Manager::new(url));
+        Self::start("sqlite-reader", options.readers, options.queue, &pool)
+    }
+
+    pub(super) fn postgres(url: &str, options: Options) -> Result<Self> {
+        let pool = Pool::builder()
+            .max_size(options.pool)
+            .min_idle(Some(1))
+            // A `SELECT 1` before each job costs a third of the reads; a
+            // broken connection is found by the job instead, and replaced.
+            .test_on_check_out(false)
+            // An outage is told soon; the pool goes on trying by itself.
+            .connection_timeout(std::time::Duration::from_secs(3))
+            .connection_customizer(Box::new(PostgresSession))
+            .build(Manager::new(url))
+            .map_err(|e| Error::unavailable("the database cannot be reached", 2).caused_by(e))?;
+        Self::start("postgres", options.pool, options.queue, &pool)
+    }
+
+    fn start(name: &str, threads: u32, queue: usize, pool: &Pool<Manager>) -> Result<Self> {
+        let (jobs, inbox) = flume::bounded::<ThreadJob>(queue);
+        for _ in 0..threads {
+            let (inbox, pool) = (inbox.clone(), pool.clone());
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(move || {
+                    while let Ok(job) = inbox.recv() {
+                        job(&pool);
+                    }
+                })
+                .map_err(Error::internal)?;
+        }
+        Ok(Self { jobs, queues: Arc::default(), queue })
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.jobs.len() + self.queues.waiting.load(Ordering::Relaxed)
+    }
+
+    async fn send<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&Pool<Manager>) -> Result<Done<R>> + Send + 'static,
+    ) -> Result<Done<R>> {
+        let (reply, answer) = oneshot::channel();
+        let job: ThreadJob = Box::new(move |pool| {
+            // Nobody waits any more: the request was cancelled; what it wrote stands.
+            let _ = reply.send(f(pool));
+        });
+        self.jobs.try_send(job).map_err(|_| Error::unavailable("too many requests are waiting", 1))?;
+        answer.await.map_err(|_| Error::unavailable("the database is shutting down", 1))?
+    }
+
+    pub(super) async fn read<R, F>(&self, f: F) -> Result<Done<R>>
+    where
+        R: Send + 'static,
+        F: Fn(&mut AnyConnection) -> Result<R> + Send + 'static,
+    {
+        self.send(move |pool| {
+            let mut tries = tries(pool);
+            loop {
+                let mut conn = checkout(pool)?;
+                GENERATION.set(None);
+                match guarded(|| measure(|| f(&mut conn))) {
+                    // The server went away and came back: all idle connections
+                    // are stale, and each is thrown away once it is found so.
+                    Err(error)
+                        if error.is_connection_lost() && tries.next().is_some() && discard(conn, pool) => {}
+                    result => return result,
+                }
+            }
+        })
+        .await
+    }
+
+    /// Writes without a lock have a transaction each. Those under the same
+    /// class lock would only wait for each other: they share one transaction.
+    pub(super) async fn write<R, F>(&self, lock: Option<Lock>, f: F) -> Result<Done<R>>
+    where
+        R: Send + 'static,
+        F: FnOnce(&mut AnyConnection) -> Result<R> + Send + 'static,
+    {
+        let full = || Error::unavailable("too many requests are waiting", 1);
+        let (job, answer) = Write::new(f, u32::from(lock.is_some()));
+        match lock {
+            None => {
+                let run = move |pool: &Pool<Manager>| together(pool, None, vec![job]);
+                self.jobs.try_send(Box::new(run)).map_err(|_| full())?;
+            }
+            Some(lock) => {
+                if self.queues.push(&lock, job, self.queue) {
+                    let (queues, jobs) = (self.queues.clone(), self.jobs.clone());
+                    let name = lock.name.clone();
+                    let run = move |pool: &Pool<Manager>| serve_queue(pool, &queues, &lock, &jobs);
+                    if self.jobs.try_send(Box::new(run)).is_err() {
+                        self.queues.refuse(&name);
+                    }
+                }
+            }
+        }
+        answer.await.map_err(|_| full())?
+    }
+}
+
+/// Writes that wait for a class lock, by its name.
+#[derive(Default)]
+struct Queues {
+    jobs: Mutex<HashMap<String, VecDeque<Box<dyn Job>>>>,
+    waiting: AtomicUsize,
+}
+
+impl Queues {
+    fn all(&self) -> MutexGuard<'_, HashMap<String, VecDeque<Box<dyn Job>>>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a job; `true` if somebody must be sent to serve the queue. A job
+    /// beyond `most` is dropped, which its owner hears.
+    fn push(&self, lock: &Lock, job: Box<dyn Job>, most: usize) -> bool {
+        if self.waiting.load(Ordering::Relaxed) >= most {
+            return false;
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let mut all = self.all();
+        match all.get_mut(&lock.name) {
+            Some(queue) => {
+                queue.push_back(job);
+                false
+            }
+            None => {
+                all.insert(lock.name.clone(), VecDeque::from([job]));
+                true
+            }
+        }
+    }
+
+    /// The next group; none: nobody waits, and whoever comes next sends anew.
+    fn take(&self, name: &str) -> Vec<Box<dyn Job>> {
+        let mut all = self.all();
+        let Some(queue) = all.get_mut(name) else { return Vec::new() };
+        let n = queue.len().min(GROUP);
+        let jobs: Vec<_> = queue.drain(..n).collect();
+        if jobs.is_empty() {
+            all.remove(name);
+        }
+        self.waiting.fetch_sub(jobs.len(), Ordering::Relaxed);
+        jobs
+    }
+
+    /// Nobody can be sent: all that wait are told.
+    fn refuse(&self, name: &str) {
+        let jobs = self.all().remove(name).unwrap_or_default();
+        self.waiting.fetch_sub(jobs.len(), Ordering::Relaxed);
+    }
+}
+
+/// Serves a queue for a while, then lets others have the thread.
+fn serve_queue(pool: &Pool<Manager>, queues: &Arc<Queues>, lock: &Lock, threads: &flume::Sender<ThreadJob>) {
+    for _ in 0..8 {
+        let jobs = queues.take(&lock.name);
+        if jobs.is_empty() {
+            return;
+        }
+        together(pool, Some(lock), jobs);
+    }
+    let (again, next, same) = (queues.clone(), lock.clone(), threads.clone());
+    let run = move |pool: &Pool<Manager>| serve_queue(pool, &again, &next, &same);
+    if threads.try_send(Box::new(run)).is_err() {
+        queues.refuse(&lock.name);
+    }
+}
+
+/// Runs jobs in one transaction and answers them.
+fn together(pool: &Pool<Manager>, lock: Option<&Lock>, mut jobs: Vec<Box<dyn Job>>) {
+    let failure = match begin(pool, lock) {
+        Ok(mut conn) => {
+            let result = group::run(&mut conn, &mut jobs);
+            if let Err(text) = &result {
+                tracing::warn!(error = %text, jobs = jobs.len(), "writes were not committed");
+                if conn.batch_execute("ROLLBACK").is_err() {
+                    discard(conn, pool);
+                }
+            }
+            result.err()
+        }
+        Err(error) => Some(error.to_string()),
+    };
+    for job in jobs {
+        job.finish(failure.as_deref());
+    }
+}
+
+/// A connection in a transaction that holds the lock.
+fn begin(pool: &Pool<Manager>, lock: Option<&Lock>) -> Result<Conn> {
+    // One round trip for both; the number is a hash, so there is nothing to inject.
+    let sql = match lock {
+        Some(lock) if !lock.fenced => {
+            format!("BEGIN; SELECT pg_advisory_xact_lock({})", lock_key(&lock.name))
+        }
+        _ => "BEGIN".to_owned(),
+    };
+    GENERATION.set(None);
+    let mut tries = tries(pool);
+    let mut conn = loop {
+        let mut conn = checkout(pool)?;
+        match conn.batch_execute(&sql).map_err(Error::from) {
+            Ok(()) => break conn,
+            Err(error) if error.is_connection_lost() && tries.next().is_some() && discard(conn, pool) => {}
+            Err(error) => return Err(error),
+        }
+    };
+    if let Some(lock) = lock.filter(|lock| lock.fenced) {
+        // Shared, so that a cached row which this transaction relies on (a
+        // template) cannot change or go before it ends.
+        let sql = Sql::new("SELECT \"generation\" FROM \"cache_generation\", pg_advisory_xact_lock(")
+            .value(lock_key(&lock.name))
+            .text(") FOR SHARE OF \"cache_generation\"");
+        match load_one::<(i64,)>(&mut conn, sql) {
+            Ok(row) => GENERATION.set(row.map(|(it,)| it)),
+            Err(error) => {
+                if conn.batch_execute("ROLLBACK").is_err() {
+                    discard(conn, pool);
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(conn)
+}
+
+fn checkout(pool: &Pool<Manager>) -> Result<Conn> {
+    pool.get().map_err(|e| Error::unavailable("the database cannot be reached; try again", 2).caused_by(e))
+}
+
+/// How often to try another connection: as many as may be stale, and one.
+/// A statement that breaks every connection must not go on for ever.
+fn tries(pool: &Pool<Manager>) -> std::ops::Range<u32> {
+    0..pool.max_size() + 1
+}
+
+/// Gives a broken connection back (the pool then drops it) and says whether
+/// another try makes sense: only while the pool still holds connections from
+/// before the break, or can make a new one.
+fn discard(mut conn: Conn, pool: &Pool<Manager>) -> bool {
+    use diesel::r2d2::R2D2Connection;
+    let broken = conn.is_broken() || conn.ping().is_err();
+    drop(conn);
+    (broken && pool.state().connections > 0) || pool.get_timeout(std::time::Duration::from_secs(2)).is_ok()
+}
+
+/// The number of a named lock: FNV-1a, which is stable over versions and
+/// processes. Two names that collide only wait for each other needlessly.
+pub(crate) fn lock_key(name: &str) -> i64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in name.bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    hash.cast_signed()
+}

@@ -1,0 +1,73 @@
+//! SQLite's one writer: a thread that runs all writes that wait in one
+//! transaction and commits them together. `database is locked` cannot happen,
+//! and what was answered is on disk at the price of one sync for many.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::group::{self, GROUP, Job, Write, control};
+use super::{AnyConnection, Done, GENERATION, READ_GENERATION, Sql, load_one};
+use crate::{Error, Result};
+
+pub(super) struct Writer {
+    jobs: flume::Sender<Box<dyn Job>>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Writer {
+    pub(super) fn start(conn: AnyConnection, queue: usize) -> Result<Self> {
+        let (jobs, inbox) = flume::bounded::<Box<dyn Job>>(queue);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let gauge = waiting.clone();
+        std::thread::Builder::new()
+            .name("sqlite-writer".into())
+            .spawn(move || work(conn, &inbox, &gauge))
+            .map_err(Error::internal)?;
+        Ok(Self { jobs, waiting })
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    pub(super) async fn write<R, F>(&self, f: F) -> Result<Done<R>>
+    where
+        R: Send + 'static,
+        F: FnOnce(&mut AnyConnection) -> Result<R> + Send + 'static,
+    {
+        let (job, answer) = Write::new(f, 0);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        if self.jobs.try_send(job).is_err() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(Error::unavailable("too many writes are waiting", 1));
+        }
+        answer.await.map_err(|_| Error::unavailable("the database is shutting down", 1))?
+    }
+}
+
+fn work(mut conn: AnyConnection, inbox: &flume::Receiver<Box<dyn Job>>, waiting: &AtomicUsize) {
+    while let Ok(first) = inbox.recv() {
+        let mut jobs = vec![first];
+        jobs.extend(inbox.try_iter().take(GROUP - 1));
+        let result = begin(&mut conn).and_then(|()| group::run(&mut conn, &mut jobs));
+        if let Err(text) = &result {
+            tracing::error!(error = %text, jobs = jobs.len(), "a group of writes was not committed");
+            // Fails when SQLite has already rolled back by itself; then there is nothing to undo.
+            let _ = control(&mut conn, "ROLLBACK");
+        }
+        waiting.fetch_sub(jobs.len(), Ordering::Relaxed);
+        let failure = result.err();
+        for job in jobs {
+            job.finish(failure.as_deref());
+        }
+    }
+}
+
+fn begin(conn: &mut AnyConnection) -> std::result::Result<(), String> {
+    control(conn, "BEGIN IMMEDIATE")?;
+    // Read once for the whole group: only this thread writes, and another
+    // process cannot while the transaction lasts.
+    let generation = load_one::<(i64,)>(conn, Sql::new(READ_GENERATION)).ok().flatten();
+    GENERATION.set(generation.map(|(it,)| it));
+    Ok(())
+}

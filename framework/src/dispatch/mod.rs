@@ -1,0 +1,213 @@
+//! The pipelines: what happens, in which order, for each request on a
+//! resource. Generic over the type and as thin as can be; what needs only
+//! metadata is in functions that are compiled once.
+
+mod pipeline;
+
+pub(crate) use pipeline::enveloped;
+
+use std::any::{Any, TypeId};
+use std::marker::PhantomData;
+
+use crate::ctx::Tx;
+use crate::model::{Action, ActionInput, Manager, Meta};
+use crate::query::ListRequest;
+use crate::{Error, Result};
+
+/// What a pipeline answers: the body and what the headers are made from.
+#[derive(Debug, Default)]
+pub struct Reply {
+    /// JSON.
+    pub body: Vec<u8>,
+    /// The row's version, for the `ETag`.
+    pub version: Option<i64>,
+    /// The row's id, for `Location`.
+    pub id: Option<String>,
+    /// The task that was started.
+    pub task: Option<String>,
+}
+
+/// What a client says of the version it knows.
+#[derive(Debug, Clone, Default)]
+pub enum IfMatch {
+    /// Nothing.
+    #[default]
+    Any,
+    /// One of these.
+    Versions(Vec<i64>),
+}
+
+impl IfMatch {
+    fn check(&self, keyword: &str, id: &str, version: i64) -> Result<()> {
+        match self {
+            Self::Any => Ok(()),
+            Self::Versions(versions) if versions.contains(&version) => Ok(()),
+            Self::Versions(_) => {
+                let text = format!("{keyword} {id} is at version {version}, not the one of If-Match");
+                Err(Error::new(crate::Kind::PreconditionFailed, text))
+            }
+        }
+    }
+}
+
+/// Which fields an answer shows.
+#[derive(Debug, Clone, Default)]
+pub struct Shown {
+    /// Bits of the fields; `None`: all that the caller may see.
+    pub mask: Option<u64>,
+    /// Names of the extra columns; `None`: all.
+    pub extra: Option<Vec<String>>,
+}
+
+/// The dispatcher of one type, without the type: object-safe, synchronous,
+/// inside the transaction. [`Handler`] is the only implementor; both exist
+/// because the registry holds types of all kinds in one map.
+pub trait ResourceHandler: Send + Sync {
+    /// The row's type.
+    fn type_id(&self) -> TypeId;
+    /// The type's metadata.
+    fn meta(&self) -> &'static Meta;
+    /// `GET /<plural>`.
+    ///
+    /// # Errors
+    /// As the hooks say.
+    fn list(&self, tx: &mut Tx<'_>, request: &ListRequest) -> Result<Reply>;
+    /// `GET /<plural>/<id>`.
+    ///
+    /// # Errors
+    /// 404, and as the hooks say.
+    fn get(&self, tx: &mut Tx<'_>, id: &str, shown: &Shown) -> Result<Reply>;
+    /// `POST /<plural>`.
+    ///
+    /// # Errors
+    /// 400, 403, 409, and as the hooks say.
+    fn create(&self, tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply>;
+    /// `PUT` or `PATCH /<plural>/<id>`.
+    ///
+    /// # Errors
+    /// 400, 403, 404, 409, 412, and as the hooks say.
+    fn update(&self, tx: &mut Tx<'_>, id: &str, body: &[u8], known: &IfMatch) -> Result<Reply>;
+    /// `DELETE /<plural>/<id>`.
+    ///
+    /// # Errors
+    /// 404, 409, 412, and as the hooks say.
+    fn delete(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> Result<Reply>;
+    /// `POST /<plural>/<id>/<action>` and `GET /<plural>/<id>/<detail>`, inside
+    /// the transaction; `write` where it may change the row.
+    ///
+    /// # Errors
+    /// 404, 409, 412, and as the method says.
+    fn act(
+        &self,
+        tx: &mut Tx<'_>,
+        id: &str,
+        action: &'static Action,
+        input: &ActionInput,
+        known: &IfMatch,
+    ) -> Result<Reply>;
+    /// `POST /<plural>/<action>` and `GET /<plural>/<property>`, inside the transaction.
+    ///
+    /// # Errors
+    /// As the method says.
+    fn act_class(&self, tx: &mut Tx<'_>, action: &'static Action, input: &ActionInput) -> Result<Reply>;
+    /// The row, for an action outside of the transaction.
+    ///
+    /// # Errors
+    /// 404, 412.
+    fn load(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> Result<Box<dyn Any + Send>>;
+    /// What an action gave, as a body; for actions outside of the transaction
+    /// that answer a row.
+    ///
+    /// # Errors
+    /// As the hooks say.
+    fn show(&self, tx: &mut Tx<'_>, row: Box<dyn Any + Send>) -> Result<Reply>;
+    /// Loads the type's cache, if it has one, before the first request needs it.
+    ///
+    /// # Errors
+    /// What the database says.
+    fn warm(&self, tx: &mut Tx<'_>) -> Result<()>;
+    /// Whether the caller may refer to that row.
+    ///
+    /// # Errors
+    /// What the database says.
+    fn exists(&self, tx: &mut Tx<'_>, id: &str) -> Result<bool>;
+}
+
+/// The dispatcher of a type.
+pub struct Handler<T>(PhantomData<fn() -> T>);
+
+impl<T> Handler<T> {
+    /// The only value.
+    pub const NEW: Self = Self(PhantomData);
+}
+
+impl<T: Manager> ResourceHandler for Handler<T> {
+    fn type_id(&self) -> TypeId {
+        TypeId::of::<T>()
+    }
+
+    fn meta(&self) -> &'static Meta {
+        T::meta()
+    }
+
+    fn list(&self, tx: &mut Tx<'_>, request: &ListRequest) -> Result<Reply> {
+        pipeline::list::<T>(tx, request)
+    }
+
+    fn get(&self, tx: &mut Tx<'_>, id: &str, shown: &Shown) -> Result<Reply> {
+        pipeline::get::<T>(tx, id, shown)
+    }
+
+    fn create(&self, tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply> {
+        pipeline::create::<T>(tx, body)
+    }
+
+    fn update(&self, tx: &mut Tx<'_>, id: &str, body: &[u8], known: &IfMatch) -> Result<Reply> {
+        pipeline::update::<T>(tx, id, body, known)
+    }
+
+    fn delete(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> Result<Reply> {
+        pipeline::delete::<T>(tx, id, known)
+    }
+
+    fn act(
+        &self,
+        tx: &mut Tx<'_>,
+        id: &str,
+        action: &'static Action,
+        input: &ActionInput,
+        known: &IfMatch,
+    ) -> Result<Reply> {
+        pipeline::act::<T>(tx, id, action, input, known)
+    }
+
+    fn act_class(&self, tx: &mut Tx<'_>, action: &'static Action, input: &ActionInput) -> Result<Reply> {
+        pipeline::act_class::<T>(tx, action, input)
+    }
+
+    fn load(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> Result<Box<dyn Any + Send>> {
+        let row = pipeline::find::<T>(tx, id, false)?;
+        known.check(T::meta().keyword(), id, row.base().anon().version)?;
+        Ok(Box::new(row))
+    }
+
+    fn show(&self, tx: &mut Tx<'_>, row: Box<dyn Any + Send>) -> Result<Reply> {
+        let row = row.downcast::<T>().map_err(|_| Error::internal("another type's row"))?;
+        pipeline::reply(tx, &*row, &Shown::default())
+    }
+
+    fn warm(&self, tx: &mut Tx<'_>) -> Result<()> {
+        if T::meta().source.cached {
+            tx.cached::<T>()?;
+        }
+        Ok(())
+    }
+
+    fn exists(&self, tx: &mut Tx<'_>, id: &str) -> Result<bool> {
+        if T::meta().source.cached {
+            return Ok(tx.cached::<T>()?.contains_key(id));
+        }
+        // Held to the transaction's end: it must not go before who refers to it is there.
+        Ok(T::select().eq("id", id.to_owned()).for_key_share().one(tx)?.is_some())
+    }
+}

@@ -1,0 +1,390 @@
+//! The API's document, OpenAPI 3.1, made from the metadata at the first
+//! request for it. Nothing in it is written by hand but what a service's own
+//! routes say of themselves.
+
+use std::sync::OnceLock;
+
+use actix_web::{HttpResponse, web};
+use schemars::SchemaGenerator;
+use schemars::generate::SchemaSettings;
+use serde_json::{Map, Value, json};
+
+use super::App;
+use crate::auth::Access;
+use crate::model::{Action, ActionKind, Field, Meta};
+use crate::registry::{Registry, Type};
+
+/// What a service's own routes add to `paths`.
+pub struct ExtraPaths {
+    /// Path and path item.
+    pub paths: fn(&mut SchemaGenerator) -> Vec<(&'static str, Value)>,
+}
+
+inventory::collect!(ExtraPaths);
+
+/// A generator whose definitions stand where OpenAPI keeps them.
+pub(super) fn generator() -> SchemaGenerator {
+    let mut settings = SchemaSettings::draft2020_12();
+    settings.definitions_path = "/components/schemas".into();
+    settings.meta_schema = None;
+    settings.into_generator()
+}
+
+pub(super) async fn serve(app: web::Data<App>) -> HttpResponse {
+    static DOCUMENT: OnceLock<web::Bytes> = OnceLock::new();
+    let document = DOCUMENT.get_or_init(|| document(&app.core.registry).to_string().into());
+    HttpResponse::Ok().content_type("application/json").body(document.clone())
+}
+
+/// The document.
+fn document(registry: &Registry) -> Value {
+    let mut generator = generator();
+    let mut paths = Map::new();
+    let mut schemas = Map::new();
+    for of in registry.types() {
+        type_paths(of, &mut generator, &mut paths, &mut schemas);
+    }
+    for extra in inventory::iter::<ExtraPaths> {
+        for (path, item) in (extra.paths)(&mut generator) {
+            paths.insert(path.to_owned(), item);
+        }
+    }
+    fixed_paths(&mut paths);
+    schemas.extend(generator.take_definitions(true));
+    schemas.insert("Problem".into(), problem_schema());
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Podyard",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Resources, their actions and tasks. Every path but health, login and this document takes a token.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{"token": []}, {"bearer": []}],
+        "tags": registry.types().map(|of| tag(of.handler.meta())).collect::<Vec<_>>(),
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "token": {"type": "apiKey", "in": "header", "name": "X-Auth-Token"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            },
+            "responses": {
+                "Problem": {
+                    "description": "What went wrong, and with which fields.",
+                    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+                },
+            },
+        },
+    })
+}
+
+fn tag(meta: &Meta) -> Value {
+    json!({"name": meta.plural(), "description": meta.source.doc})
+}
+
+fn problem_schema() -> Value {
+    json!({
+        "type": "object",
+        "description": "An error (RFC 9457).",
+        "required": ["type", "title", "status", "detail", "class", "request_id"],
+        "properties": {
+            "type": {"type": "string"}, "title": {"type": "string"}, "status": {"type": "integer"},
+            "detail": {"type": "string"}, "instance": {"type": "string"},
+            "class": {"type": "string", "description": "A stable name of the error, for programs."},
+            "code": {"type": "integer"}, "details": {"type": "string"}, "request_id": {"type": "string"},
+            "errors": {"type": "array", "items": {
+                "type": "object", "required": ["field", "message"],
+                "properties": {"field": {"type": "string"}, "message": {"type": "string"}},
+            }},
+        },
+    })
+}
+
+/// A field's schema with its docs and limits.
+fn property(field: &Field, generator: &mut SchemaGenerator) -> Value {
+    let mut schema = serde_json::to_value((field.schema)(generator)).unwrap_or_default();
+    if !schema.is_object() {
+        schema = json!({});
+    }
+    schema["description"] = field.doc.into();
+    if field.column == crate::db::ColumnType::Text && schema.get("$ref").is_none() {
+        schema["maxLength"] = field.max.into();
+        if !field.choices.is_empty() {
+            schema["enum"] = json!(field.choices);
+        }
+    }
+    if let Some(keyword) = field.references {
+        schema["x-references"] = keyword.into();
+    }
+    schema
+}
+
+fn object(fields: impl Iterator<Item = Value>, names: &[&str], required: &[&str], closed: bool) -> Value {
+    let properties: Map<String, Value> = names.iter().map(ToString::to_string).zip(fields).collect();
+    let mut schema = json!({"type": "object", "properties": properties});
+    if !required.is_empty() {
+        schema["required"] = json!(required);
+    }
+    if closed {
+        schema["additionalProperties"] = false.into();
+    }
+    schema
+}
+
+/// `Space`, `SpaceCreate`, `SpaceUpdate`.
+fn type_schemas(meta: &Meta, generator: &mut SchemaGenerator, schemas: &mut Map<String, Value>) -> String {
+    let name: String = meta.keyword().split('_').map(capital).collect();
+    let mut add = |suffix: &str, fields: Vec<&&'static Field>, closed: bool, required: Vec<&str>| {
+        let names: Vec<_> = fields.iter().map(|f| f.name).collect();
+        let properties: Vec<_> = fields.iter().map(|f| property(f, generator)).collect();
+        schemas.insert(format!("{name}{suffix}"), object(properties.into_iter(), &names, &required, closed));
+    };
+    let visible = meta.fields().iter().filter(|f| f.get != Access::Never || f.list != Access::Never);
+    // None is required: `field=` leaves out whatever was not asked for.
+    add("", visible.collect(), false, Vec::new());
+    let created = meta.fields().iter().filter(|f| f.create.access != Access::Never);
+    let required = meta.fields().iter().filter(|f| f.create.required).map(|f| f.name);
+    add("Create", created.collect(), true, required.collect());
+    add("Update", meta.fields().iter().filter(|f| f.update != Access::Never).collect(), true, Vec::new());
+    if let Some(Value::Object(properties)) = schemas.get_mut(&name).and_then(|s| s.get_mut("properties")) {
+        for (extra, doc) in meta.source.extra {
+            properties.insert((*extra).to_owned(), json!({"description": doc}));
+        }
+    }
+    name
+}
+
+fn capital(word: &str) -> String {
+    let mut chars = word.chars();
+    chars.next().map(|c| c.to_uppercase().chain(chars).collect()).unwrap_or_default()
+}
+
+fn reference(name: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{name}")})
+}
+
+fn enveloped(key: &str, schema: &Value) -> Value {
+    json!({"application/json": {"schema": {
+        "type": "object", "required": [key], "properties": {key: schema},
+    }}})
+}
+
+/// An operation with the errors that any may answer.
+fn operation(id: &str, tag: &str, summary: &str, ok: (&str, Value)) -> Value {
+    let problem = json!({"$ref": "#/components/responses/Problem"});
+    let mut responses = Map::new();
+    responses.insert(ok.0.to_owned(), ok.1);
+    for status in ["400", "401", "403", "404", "409", "412", "413", "415", "429", "500", "503", "507"] {
+        responses.insert(status.to_owned(), problem.clone());
+    }
+    json!({"operationId": id, "tags": [tag], "summary": summary, "responses": responses})
+}
+
+fn parameter(name: &str, place: &str, required: bool, schema: Value, doc: &str) -> Value {
+    json!({"name": name, "in": place, "required": required, "schema": schema, "description": doc})
+}
+
+fn list_parameters(meta: &Meta, generator: &mut SchemaGenerator) -> Value {
+    let fields: Vec<_> = meta.stored().filter(|f| f.list != Access::Never).collect();
+    let names: Vec<_> = fields.iter().map(|f| f.name).collect();
+    let mut selectable = names.clone();
+    selectable.extend(meta.source.extra.iter().map(|(name, _)| *name));
+    let mut parameters = vec![
+        parameter(
+            "limit",
+            "query",
+            false,
+            json!({"type": "integer", "minimum": 1}),
+            "Rows of the page; at most 1000.",
+        ),
+        parameter("marker", "query", false, json!({"type": "string"}), "`next_marker` of the page before."),
+        parameter(
+            "offset",
+            "query",
+            false,
+            json!({"type": "integer", "minimum": 0}),
+            "Rows to skip: the slow way.",
+        ),
+        parameter("search", "query", false, json!({"type": "string"}), "Text to find, in any case."),
+        parameter(
+            "order_by",
+            "query",
+            false,
+            json!({"type": "array", "items": {"enum": names}}),
+            "Fields to order by.",
+        ),
+        parameter("order", "query", false, json!({"enum": ["asc", "desc"]}), "The direction."),
+        parameter(
+            "field",
+            "query",
+            false,
+            json!({"type": "array", "items": {"enum": selectable}}),
+            "Fields to show.",
+        ),
+        parameter(
+            "details",
+            "query",
+            false,
+            json!({"enum": ["true", "false", "total"]}),
+            "`total`: count all rows.",
+        ),
+    ];
+    for field in fields {
+        let mut schema = property(field, generator);
+        if let Some(map) = schema.as_object_mut() {
+            map.remove("description");
+            map.remove("maxLength");
+        }
+        let values = json!({"type": "array", "items": schema});
+        parameters.push(parameter(field.name, "query", false, values, &format!("Equal to. {}", field.doc)));
+    }
+    parameters.into()
+}
+
+fn type_paths(
+    of: &Type,
+    generator: &mut SchemaGenerator,
+    paths: &mut Map<String, Value>,
+    schemas: &mut Map<String, Value>,
+) {
+    let meta = of.handler.meta();
+    let verbs = meta.source.verbs;
+    let name = type_schemas(meta, generator, schemas);
+    let (keyword, plural) = (meta.keyword(), meta.plural());
+    let row = || json!({"description": "The resource.", "content": enveloped(keyword, &reference(&name))});
+    let body = |schema: &str| {
+        json!({"required": true, "content": {"application/json": {"schema": {"anyOf": [
+            {"type": "object", "required": [keyword], "properties": {keyword: reference(schema)}, "additionalProperties": false},
+            reference(schema),
+        ]}}}})
+    };
+    let id = || parameter("id", "path", true, json!({"type": "string"}), "Id or name.");
+    let if_match =
+        || parameter("If-Match", "header", false, json!({"type": "string"}), "The ETag that is known.");
+    let mut class = Map::new();
+    let mut item = Map::new();
+    if verbs.list != Access::Never {
+        let page = json!({"description": "A page.", "content": {"application/json": {"schema": {
+            "type": "object", "required": [plural, "limit"], "properties": {
+                plural: {"type": "array", "items": reference(&name)},
+                "limit": {"type": "integer"}, "next_marker": {"type": "string"}, "total": {"type": "integer"},
+            },
+        }}}});
+        let mut it = operation(&format!("{plural}.list"), plural, &format!("List {plural}"), ("200", page));
+        it["parameters"] = list_parameters(meta, generator);
+        class.insert("get".into(), it);
+    }
+    if verbs.create != Access::Never {
+        let mut it =
+            operation(&format!("{plural}.create"), plural, &format!("Create a {keyword}"), ("201", row()));
+        it["requestBody"] = body(&format!("{name}Create"));
+        class.insert("post".into(), it);
+    }
+    if verbs.get != Access::Never {
+        let mut it = operation(&format!("{plural}.get"), plural, &format!("Get a {keyword}"), ("200", row()));
+        it["parameters"] =
+            json!([parameter("field", "query", false, json!({"type": "string"}), "Fields to show.")]);
+        item.insert("get".into(), it);
+    }
+    if verbs.update != Access::Never {
+        for method in ["put", "patch"] {
+            let id = format!("{plural}.{}", if method == "put" { "update" } else { "patch" });
+            let mut it = operation(&id, plural, &format!("Change a {keyword}"), ("200", row()));
+            it["parameters"] = json!([if_match()]);
+            it["requestBody"] = body(&format!("{name}Update"));
+            item.insert(method.into(), it);
+        }
+    }
+    if verbs.delete != Access::Never {
+        let mut it =
+            operation(&format!("{plural}.delete"), plural, &format!("Delete a {keyword}"), ("200", row()));
+        it["parameters"] = json!([if_match()]);
+        item.insert("delete".into(), it);
+    }
+    if !class.is_empty() {
+        paths.insert(format!("/{plural}"), class.into());
+    }
+    if !item.is_empty() {
+        item.insert("parameters".into(), json!([id()]));
+        paths.insert(format!("/{plural}/{{id}}"), item.into());
+    }
+    for action in of.actions.values() {
+        let (path, key) = match action.kind {
+            ActionKind::Item | ActionKind::Detail => (format!("/{plural}/{{id}}/{}", action.name), keyword),
+            ActionKind::Class | ActionKind::Property => (format!("/{plural}/{}", action.name), plural),
+        };
+        let (method, it) = action_operation(action, plural, key, &name, generator);
+        let entry = paths.entry(path).or_insert_with(|| json!({}));
+        entry[method] = it;
+        if matches!(action.kind, ActionKind::Item | ActionKind::Detail) {
+            entry["parameters"] = json!([id()]);
+        }
+    }
+}
+
+fn action_operation(
+    action: &Action,
+    plural: &str,
+    key: &str,
+    name: &str,
+    generator: &mut SchemaGenerator,
+) -> (&'static str, Value) {
+    let output = match action.output {
+        Some(schema) => serde_json::to_value(schema(generator)).unwrap_or_default(),
+        None if matches!(action.kind, ActionKind::Item | ActionKind::Detail) => reference(name),
+        None => json!({"type": "object"}),
+    };
+    let ok = json!({"description": "Done.", "content": enveloped(key, &output)});
+    let read = matches!(action.kind, ActionKind::Property | ActionKind::Detail);
+    let kind = if read { "show" } else { "perform" };
+    let id = format!("{plural}.{kind}.{}.{}", format!("{:?}", action.kind).to_lowercase(), action.name);
+    let mut it = operation(&id, plural, action.doc, ("200", ok.clone()));
+    let input = serde_json::to_value((action.input)(generator)).unwrap_or_default();
+    if read {
+        let resolved = resolve(&input, generator);
+        let properties = resolved.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
+        let parameters: Vec<_> = properties
+            .iter()
+            .map(|(name, schema)| {
+                let doc = schema.get("description").and_then(Value::as_str).unwrap_or_default();
+                parameter(name, "query", false, schema.clone(), doc)
+            })
+            .collect();
+        it["parameters"] = parameters.into();
+        return ("get", it);
+    }
+    it["responses"]["202"] = json!({
+        "description": "A task was started; `task_id` names it.", "content": enveloped(key, &output),
+    });
+    it["requestBody"] = json!({"required": false, "content": {"application/json": {"schema": input}}});
+    ("post", it)
+}
+
+/// A schema behind its reference.
+fn resolve(schema: &Value, generator: &mut SchemaGenerator) -> Value {
+    let Some(name) = schema.get("$ref").and_then(Value::as_str).and_then(|r| r.rsplit('/').next()) else {
+        return schema.clone();
+    };
+    generator.definitions().get(name).cloned().unwrap_or_default()
+}
+
+fn fixed_paths(paths: &mut Map<String, Value>) {
+    let plain = |id: &str, summary: &str, open: bool| {
+        let ok =
+            json!({"description": "Fine.", "content": {"application/json": {"schema": {"type": "object"}}}});
+        let mut it = operation(id, "platform", summary, ("200", ok));
+        if open {
+            it["security"] = json!([]);
+        }
+        json!({"get": it})
+    };
+    paths.insert("/healthz".into(), plain("healthz", "The process lives", true));
+    paths.insert("/readyz".into(), plain("readyz", "The database answers", true));
+    paths.insert("/openapi.json".into(), plain("openapi", "This document", true));
+    paths.insert("/resources".into(), plain("resources", "All resource types", false));
+    let mut one = plain("resources.get", "One resource type, with all its metadata", false);
+    one["parameters"] = json!([parameter("name", "path", true, json!({"type": "string"}), "Its plural.")]);
+    paths.insert("/resources/{name}".into(), one);
+}

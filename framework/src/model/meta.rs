@@ -1,0 +1,189 @@
+//! Metadata of one resource type, put together once per process from what the
+//! derive wrote.
+
+use std::sync::OnceLock;
+
+use super::Field;
+use crate::auth::Access;
+
+/// The rank that each verb of a type takes. What is not stated is for
+/// administrators only.
+#[derive(Debug, Clone, Copy)]
+pub struct Verbs {
+    /// `GET /<plural>`.
+    pub list: Access,
+    /// `GET /<plural>/<id>`.
+    pub get: Access,
+    /// `POST /<plural>`.
+    pub create: Access,
+    /// `PUT /<plural>/<id>`, and actions that do not say otherwise.
+    pub update: Access,
+    /// `DELETE /<plural>/<id>`.
+    pub delete: Access,
+}
+
+/// Whose rows a caller without a higher rank sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// All rows: the type has no owners.
+    All,
+    /// The rows of the caller's project.
+    Project,
+    /// The rows of the caller.
+    User,
+}
+
+/// What the derive knows of a type.
+pub struct MetaSource {
+    /// `space`.
+    pub keyword: &'static str,
+    /// `spaces`: the path and the table.
+    pub plural: &'static str,
+    /// The struct's doc comment.
+    pub doc: &'static str,
+    /// Ranks.
+    pub verbs: Verbs,
+    /// Whose rows.
+    pub scope: Scope,
+    /// Whether all rows are kept in memory.
+    pub cached: bool,
+    /// What `get_customize_columns` and `get_extra_details` add, with docs.
+    pub extra: &'static [(&'static str, &'static str)],
+    /// Adds the fields.
+    pub fields: fn(&mut Vec<&'static Field>),
+}
+
+/// Metadata of a type.
+pub struct Meta {
+    /// What the derive wrote.
+    pub source: MetaSource,
+    fields: Vec<&'static Field>,
+    /// `"id", "version", …` of the stored fields.
+    columns: String,
+    list: [u64; 4],
+    get: [u64; 4],
+    fenced: OnceLock<bool>,
+    referenced_by: OnceLock<Vec<Reference>>,
+}
+
+/// A field somewhere that holds ids of the type.
+pub(crate) struct Reference {
+    pub(crate) table: &'static str,
+    pub(crate) keyword: &'static str,
+    pub(crate) column: &'static str,
+    /// Whether rows there are only marked when deleted.
+    pub(crate) soft: bool,
+}
+
+impl Meta {
+    /// Puts the metadata together.
+    ///
+    /// # Panics
+    /// On a type with more fields than a mask has bits: found at first start.
+    #[must_use]
+    pub fn new(source: MetaSource) -> Self {
+        let mut fields = Vec::new();
+        (source.fields)(&mut fields);
+        assert!(fields.len() <= 64, "{} has more than 64 fields", source.keyword);
+        let mask = |rank: fn(&Field) -> Access, caller: Access| {
+            let bit = |(i, f): (usize, &&'static Field)| u64::from(rank(f).allows(caller)) << i;
+            fields.iter().enumerate().map(bit).sum()
+        };
+        let ranks = [Access::Never, Access::User, Access::Domain, Access::Admin];
+        let list = ranks.map(|caller| mask(|f| f.list, caller));
+        let get = ranks.map(|caller| mask(|f| f.get, caller));
+        let columns: Vec<_> = fields.iter().filter(|f| f.stored).map(|f| format!("\"{}\"", f.name)).collect();
+        Self {
+            list,
+            get,
+            columns: columns.join(", "),
+            fields,
+            source,
+            fenced: OnceLock::new(),
+            referenced_by: OnceLock::new(),
+        }
+    }
+
+    /// `space`.
+    #[must_use]
+    pub fn keyword(&self) -> &'static str {
+        self.source.keyword
+    }
+
+    /// `spaces`.
+    #[must_use]
+    pub fn plural(&self) -> &'static str {
+        self.source.plural
+    }
+
+    /// The table.
+    #[must_use]
+    pub fn table(&self) -> &'static str {
+        self.source.plural
+    }
+
+    /// All fields, those of the base first.
+    #[must_use]
+    pub fn fields(&self) -> &[&'static Field] {
+        &self.fields
+    }
+
+    /// The fields that are columns.
+    pub fn stored(&self) -> impl Iterator<Item = &'static Field> {
+        self.fields.iter().copied().filter(|f| f.stored)
+    }
+
+    /// A field by its name.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<&'static Field> {
+        self.fields.iter().copied().find(|f| f.name == name)
+    }
+
+    /// Whether it has that field as a column.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.field(name).is_some_and(|f| f.stored)
+    }
+
+    pub(crate) fn columns(&'static self) -> &'static str {
+        &self.columns
+    }
+
+    /// Bits of the fields that a caller sees in lists.
+    #[must_use]
+    pub fn list_mask(&self, caller: Access) -> u64 {
+        self.list[caller as usize]
+    }
+
+    /// Bits of the fields that a caller sees in a get.
+    #[must_use]
+    pub fn get_mask(&self, caller: Access) -> u64 {
+        self.get[caller as usize] | self.list[caller as usize]
+    }
+
+    /// Bits of the named fields.
+    pub(crate) fn mask_of(&self, names: &[&str]) -> u64 {
+        let bit = |(i, f): (usize, &&'static Field)| u64::from(names.contains(&f.name)) << i;
+        self.fields.iter().enumerate().map(bit).sum()
+    }
+
+    /// Whether it refers to a cached type, so that its reads carry the
+    /// caches' generation with them. Set by the registry, which knows all types.
+    pub(crate) fn fenced(&self) -> bool {
+        self.fenced.get().copied().unwrap_or(false)
+    }
+
+    /// The fields of all types that refer to this one. Set by the registry.
+    pub(crate) fn referenced_by(&'static self) -> &'static [Reference] {
+        self.referenced_by.get().map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn set_referenced_by(&self, references: Vec<Reference>) {
+        let _ = self.referenced_by.set(references);
+    }
+
+    pub(crate) fn set_fenced(&self, fenced: bool) {
+        // Tests make several registries of the same types; all say the same.
+        let _ = self.fenced.set(fenced);
+    }
+}

@@ -1,0 +1,167 @@
+//! Tasks: whatever takes time, as rows. A task is made in the transaction
+//! that asks for it, runs stage by stage on any process's workers, survives a
+//! `kill -9`, and changes the database exactly once per stage.
+//!
+//! ```text
+//! /// Starts a space and waits until its program answers.
+//! pub struct SpaceStart;
+//!
+//! #[stages(object = Space, params = StartParams)]      // `params` may be left out: Nothing
+//! impl SpaceStart {
+//!     /// Outside work first, holding no connection; `with` runs in the
+//!     /// transaction that moves the task on, on the object read anew.
+//!     async fn on_init(t: &mut TaskCtx<Space, StartParams>) -> Result<Stage> {
+//!         let driver = t.ctx().service::<Drivers>()?;
+//!         driver.start(t.object(), &t.callback(), &t.idempotency_key()).await?;
+//!         Ok(Stage::wait(Self::ON_STARTED).within(Duration::from_secs(60)))
+//!     }
+//!     async fn on_init_failed(t: &mut TaskCtx<Space, StartParams>, why: Reason) -> Stage {
+//!         let text = why.to_string();
+//!         Stage::fail(why).with(move |tx, space: &mut Space| tx.set_status(space, "start_failed", &text))
+//!     }
+//!     /// `data` is what the callback brought (or `Stage::next(..).data(..)`).
+//!     #[stage(timeout_s = 60, attempts = 3)]            // defaults: 600 and 5
+//!     async fn on_started(t: &mut TaskCtx<Space, StartParams>, data: Started) -> Stage {
+//!         Stage::complete().with(move |tx, space: &mut Space| tx.set_status(space, "running", ""))
+//!     }
+//!     async fn on_started_failed(t: &mut TaskCtx<Space, StartParams>, why: Reason) -> Stage { … }
+//! }
+//!
+//! tx.start_task::<SpaceStart>(&space, StartParams { … })?;      // in a hook or action
+//! Engine::callback(ctx.core(), &token, serde_json::json!({ … })).await?;   // from a driver
+//! let workers = Engine::run(&core, WorkerOptions::default())?;    // in a tokio runtime
+//! workers.drain().await;                                        // at SIGTERM
+//! ```
+//!
+//! A stage answers `Stage` or `Result<Stage>`:
+//! [`Stage::next`] (with `.data(value)` for it, `.after(delay)`),
+//! [`Stage::wait`]`(stage).within(time)`, [`Stage::retry`]`(why)` (with `.after(delay)`),
+//! [`Stage::complete`], [`Stage::fail`]`(why)`; each with `.with(closure)`.
+//! An `Err` is a retry if it is temporary (503, 429, a lost compare-and-set),
+//! else a failure. A failure, the last attempt, a wait that timed out and a
+//! cancel all run the stage's `_failed` twin; of a wait, the twin of the stage
+//! that was waited for. A twin may go on as any stage can; when it fails
+//! itself, the task ends `failed`. A stage runs at least once, so it must bear
+//! to run again; its `with` takes effect exactly once.
+//!
+//! `start_task` answers 409 `TaskInProgressError` while the object has another
+//! active task. A callback answers 409 `CallbackUsedError` the second time and
+//! 409 `CallbackLateError` when the wait is over; an unknown token is 404.
+//!
+//! How it is kept (see `store`): `tasks` has the rows, `task_ready` what is due
+//! or will be, `task_history` an entry per attempt, `task_callbacks` what was
+//! called back, `workers` a lease per process. Each claim raises the task's
+//! epoch, and each later statement names it, so a worker that lost its lease
+//! writes nothing. All races (callback, timeout, cancel, commit) are decided
+//! on the task's row.
+
+mod callback;
+mod ctx;
+mod engine;
+mod heart;
+mod outlook;
+mod resource;
+mod stage;
+mod start;
+mod store;
+mod worker;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::Result;
+use crate::model::{Meta, Record};
+
+pub use ctx::TaskCtx;
+pub use engine::{Engine, Metrics, WorkerOptions, Workers};
+pub use resource::{CallbackInput, Task};
+pub use stage::{IntoStage, Reason, ReasonKind, Stage, StageInput, StageName, Wait};
+
+/// A future that may be sent to another thread.
+pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A stage's name and bounds.
+#[derive(Debug, Clone, Copy)]
+pub struct StageSpec {
+    /// The method's name.
+    pub name: &'static str,
+    /// Seconds that one attempt may take.
+    pub timeout_s: u64,
+    /// Attempts before its `_failed` twin runs.
+    pub attempts: i64,
+}
+
+/// A kind of task. Written by `#[stages]`, never by hand.
+pub trait TaskType: Send + Sync + 'static {
+    /// The name in the database, like `space-start`.
+    const NAME: &'static str;
+    /// All stages, twins too.
+    const STAGES: &'static [StageSpec];
+    /// What it works on.
+    type Object: Record;
+    /// What it is started with.
+    type Params: Serialize + DeserializeOwned + Send + Sync + 'static;
+
+    /// Runs a stage.
+    fn run<'a>(
+        stage: &'a str,
+        t: &'a mut TaskCtx<Self::Object, Self::Params>,
+        input: StageInput,
+    ) -> BoxFuture<'a, Result<Stage>>;
+}
+
+/// A kind of task without its types, as `inventory` holds it.
+pub struct TaskEntry {
+    /// The name in the database.
+    pub name: &'static str,
+    /// All stages, twins too.
+    pub stages: &'static [StageSpec],
+    /// What it works on.
+    pub object: fn() -> &'static Meta,
+    pub(crate) run: ctx::RunFn,
+    pub(crate) lock: ctx::LockFn,
+    pub(crate) apply: ctx::ApplyFn,
+}
+
+impl TaskEntry {
+    /// The entry of a kind of task.
+    #[must_use]
+    pub const fn of<T: TaskType>() -> Self {
+        Self {
+            name: T::NAME,
+            stages: T::STAGES,
+            object: <T::Object as Record>::meta,
+            run: ctx::run::<T>,
+            lock: ctx::lock::<T>,
+            apply: ctx::apply::<T>,
+        }
+    }
+
+    pub(crate) fn stage(&self, name: &str) -> Option<&'static StageSpec> {
+        self.stages.iter().find(|it| it.name == name)
+    }
+}
+
+inventory::collect!(TaskEntry);
+
+/// The kind of task of that name.
+pub(crate) fn entry(name: &str) -> Option<&'static TaskEntry> {
+    inventory::iter::<TaskEntry>.into_iter().find(|it| it.name == name)
+}
+
+/// What the twin of a stage is called.
+pub(crate) const TWIN: &str = "_failed";
+
+/// Names of all kinds of tasks of this process.
+///
+/// # Panics
+/// When two have one name: a fault of the program, found at its first start.
+#[must_use]
+pub fn names() -> Vec<&'static str> {
+    let mut names: Vec<_> = inventory::iter::<TaskEntry>.into_iter().map(|it| it.name).collect();
+    names.sort_unstable();
+    for pair in names.windows(2) {
+        assert!(pair[0] != pair[1], "two tasks are named {}", pair[0]);
+    }
+    names
+}

@@ -1,0 +1,2 @@
+DROP TABLE ops_log;
+DROP TABLE cache_generation;

@@ -1,0 +1,4 @@
+DROP TABLE spaces;
+DROP TABLE specs;
+DROP TABLE templates;
+DROP TABLE kinds;

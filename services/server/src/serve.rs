@@ -1,0 +1,261 @@
+//! `podyard serve` and `podyard worker`: puts the process together and takes
+//! it apart again when asked.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix_web::{App as ActixApp, HttpServer, web};
+use podyard::db::{self, DatabaseUrl, Db};
+use podyard::http::{App, HttpOptions};
+use podyard::task::{Engine, WorkerOptions, Workers};
+use podyard::{Core, telemetry};
+use podyard_driver::ProcessDriver;
+use podyard_gateway::Gateway;
+use podyard_identity::{Identity, IdentityOptions};
+use podyard_spaces::{Spaces, SpacesOptions};
+
+use crate::config::{ResetPasswordArgs, ServeArgs};
+use crate::process::{asked_to_end, log};
+use crate::resolver::Platform;
+
+/// A process put together, before it serves or works.
+struct Process {
+    core: Arc<Core>,
+    identity: Arc<Identity>,
+    spaces: Arc<Spaces>,
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// An error of ours at start, where there is no request: its cause says more
+/// than the sentence that is meant for clients.
+fn told(error: &podyard::Error) -> String {
+    use std::error::Error as _;
+    error.source().map_or_else(|| error.message().to_owned(), ToString::to_string)
+}
+
+/// Opens the database, migrated.
+fn open(url: &DatabaseUrl, options: db::Options) -> Result<Db, String> {
+    for name in db::migrate(url).map_err(|e| format!("{}: {}", url.redacted(), told(&e)))? {
+        tracing::info!(name, "migrated");
+    }
+    Db::open(url, options).map_err(|e| format!("{}: {}", url.redacted(), told(&e)))
+}
+
+async fn assemble(args: &ServeArgs) -> Result<Process, String> {
+    let folder = &args.data.data_dir;
+    private_folder(folder).map_err(|e| format!("--data-dir {}: {e}", folder.display()))?;
+    let options = db::Options { pool: args.database_pool, ..db::Options::default() };
+    let url = args.data.database();
+    let db = tokio::task::spawn_blocking(move || open(&url, options)).await.map_err(text)??;
+    let identity_options = IdentityOptions { token_lifetime: Duration::from_secs(args.token_lifetime) };
+    let identity = {
+        let db = db.clone();
+        tokio::task::spawn_blocking(move || Identity::open(&db, identity_options)).await.map_err(text)?
+    };
+    let identity = Arc::new(identity.map_err(|e| told(&e))?);
+    let executable = std::env::current_exe().map_err(text)?;
+    let driver_options = podyard_driver::Options { data_dir: folder.clone(), podyard: executable };
+    let driver = ProcessDriver::open(driver_options).await.map_err(text)?;
+    let spaces_options = SpacesOptions {
+        max_spaces: args.max_spaces,
+        max_running: args.max_running,
+        start_timeout: Duration::from_secs(args.start_timeout),
+        stop_grace: Duration::from_secs(args.stop_grace),
+        node: args.node.clone(),
+    };
+    let spaces = Arc::new(Spaces::new(spaces_options, Arc::new(driver)));
+    let core = Core::new(db, identity.clone()).with_service(identity.clone()).with_service(spaces.clone());
+    Ok(Process { core: Arc::new(core), identity, spaces })
+}
+
+/// A socket that takes connections from now on; they wait until the process
+/// is ready.
+fn listen(addr: std::net::SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(1024)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// The folder, for this user only: databases and people's files are in it.
+fn private_folder(folder: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    if folder.exists() && !folder.is_dir() {
+        return Err(std::io::Error::other("is not a folder"));
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+fn start_workers(core: &Arc<Core>, args: &ServeArgs) -> Result<Workers, String> {
+    let options = WorkerOptions {
+        slots: args.task_slots as usize,
+        lease: Duration::from_secs(args.task_lease),
+        keep: Duration::from_secs(args.task_retention * 86_400),
+        grace: Duration::from_secs(args.shutdown_grace),
+        ..WorkerOptions::default()
+    };
+    Engine::run(core, options).map_err(text)
+}
+
+/// What runs beside the requests for as long as the process lives.
+fn background(process: &Process) {
+    let (core, spaces) = (process.core.clone(), process.spaces.clone());
+    tokio::spawn(podyard_spaces::observe(core, spaces));
+    let (core, identity) = (process.core.clone(), process.identity.clone());
+    tokio::spawn(async move {
+        // Other processes' revocations are known here within a second.
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            if let Err(error) = identity.sync(&core.db).await {
+                tracing::warn!(%error, "revocations could not be read");
+            }
+        }
+    });
+}
+
+fn readings(core: &Arc<Core>, gateway: Option<&Gateway>) {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    let db = core.db.clone();
+    #[expect(clippy::cast_precision_loss, reason = "a gauge of small numbers")]
+    telemetry::watch("podyard_db_waiting", "gauge", "Jobs that wait for the database.", move || {
+        db.waiting() as f64
+    });
+    core.tasks.watch();
+    telemetry::watch("process_resident_memory_bytes", "gauge", "Memory in RAM.", resident);
+    let Some(stats) = gateway.map(Gateway::stats) else { return };
+    type Read = fn(&podyard_gateway::Stats) -> &AtomicU64;
+    let all: [(&str, &str, &str, Read); 6] = [
+        ("podyard_gateway_requests_total", "counter", "Requests passed on to spaces.", |s| &s.requests),
+        ("podyard_gateway_tunnels_total", "counter", "Websockets opened.", |s| &s.tunnels),
+        ("podyard_gateway_open_tunnels", "gauge", "Websockets open now.", |s| &s.open_tunnels),
+        ("podyard_gateway_bytes_up_total", "counter", "Bytes to spaces.", |s| &s.bytes_up),
+        ("podyard_gateway_bytes_down_total", "counter", "Bytes from spaces.", |s| &s.bytes_down),
+        ("podyard_gateway_upstream_errors_total", "counter", "Spaces that did not answer.", |s| {
+            &s.upstream_errors
+        }),
+    ];
+    for (name, kind, help, read) in all {
+        let stats = stats.clone();
+        #[expect(clippy::cast_precision_loss, reason = "Prometheus counts in doubles")]
+        telemetry::watch(name, kind, help, move || read(&stats).load(Relaxed) as f64);
+    }
+}
+
+/// Resident memory, where /proc tells.
+fn resident() -> f64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok();
+    let pages = pages.and_then(|it| it.split(' ').nth(1)?.parse::<f64>().ok()).unwrap_or(0.0);
+    #[expect(clippy::cast_precision_loss, reason = "a page is a few KiB")]
+    let size = rustix::param::page_size() as f64;
+    pages * size
+}
+
+pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
+    let start = Instant::now();
+    log(&args.log, args.log_format)?;
+    // Before anything is made: a port that is taken must not leave a first
+    // login behind that nobody will look for.
+    let listener = listen(args.listen).map_err(|e| format!("--listen {}: {e}", args.listen))?;
+    let process = assemble(&args).await?;
+    let (core, identity) = (process.core.clone(), process.identity.clone());
+    let password =
+        podyard_identity::bootstrap(&core, args.admin_password.clone()).await.map_err(|e| told(&e))?;
+    if let Some(password) = &password {
+        // Before anything else can fail: it is told once only.
+        println!("First login: user admin, password {password}");
+        println!("It is shown once; `podyard reset-password` makes a new one.");
+    }
+    podyard_spaces::seed(&core).await.map_err(|e| told(&e))?;
+    core.warm().await.map_err(|e| told(&e))?;
+
+    let resolver =
+        Platform { core: core.clone(), identity: identity.clone(), spaces: process.spaces.clone() };
+    let gateway_options = podyard_gateway::Options {
+        trust_forwarded: args.trust_forwarded,
+        request_id: Some(podyard::http::request_id),
+        ..podyard_gateway::Options::default()
+    };
+    let gateway = Gateway::new(Arc::new(resolver), gateway_options);
+    readings(&core, Some(&gateway));
+
+    let http = HttpOptions {
+        body_limit: args.body_limit,
+        metrics_token: args.metrics_token.clone(),
+        trust_forwarded: args.trust_forwarded,
+    };
+    let app = web::Data::new(App { core: core.clone(), options: http });
+    let identity = web::Data::new(identity);
+    let factory_gateway = gateway.clone();
+    let mut server = HttpServer::new(move || {
+        ActixApp::new()
+            .app_data(app.clone())
+            .app_data(identity.clone())
+            .configure(podyard_identity::configure)
+            .configure(|cfg| factory_gateway.configure(cfg))
+            .configure(podyard::http::configure)
+    })
+    .disable_signals()
+    .on_connect(podyard_gateway::connected)
+    // Well above the half second by which actix's clock may be late: a deadline
+    // that is past when it is set would leave the connection open.
+    .client_disconnect_timeout(Duration::from_secs(1))
+    .shutdown_timeout(args.shutdown_grace)
+    .server_hostname("podyard");
+    if args.http_threads > 0 {
+        server = server.workers(usize::from(args.http_threads));
+    }
+    let server = server.listen(listener).map_err(|e| format!("--listen {}: {e}", args.listen))?;
+    let addrs = server.addrs();
+    let server = server.run();
+    let handle = server.handle();
+    let serving = tokio::spawn(server);
+    let workers = start_workers(&core, &args)?;
+    background(&process);
+    let addr = addrs.first().copied().unwrap_or(args.listen);
+    let ms = start.elapsed().as_millis();
+    tracing::info!(%addr, database = args.data.database().redacted(), ms, "ready");
+    println!("Podyard {} listens on http://{addr} (ready after {ms} ms)", env!("CARGO_PKG_VERSION"));
+
+    asked_to_end().await?;
+    gateway.shut_down();
+    // Requests end and stages end or hand back their lease, side by side.
+    tokio::join!(handle.stop(true), workers.drain());
+    let _ = serving.await;
+    tracing::info!("ended");
+    Ok(())
+}
+
+pub(crate) async fn work(args: ServeArgs) -> Result<(), String> {
+    log(&args.log, args.log_format)?;
+    let process = assemble(&args).await?;
+    readings(&process.core, None);
+    let workers = start_workers(&process.core, &args)?;
+    background(&process);
+    tracing::info!(database = args.data.database().redacted(), "works on tasks");
+    asked_to_end().await?;
+    workers.drain().await;
+    tracing::info!("ended");
+    Ok(())
+}
+
+pub(crate) async fn reset_password(args: ResetPasswordArgs) -> Result<(), String> {
+    let url = args.data.database();
+    let db =
+        tokio::task::spawn_blocking(move || open(&url, db::Options::default())).await.map_err(text)??;
+    let identity = {
+        let db = db.clone();
+        tokio::task::spawn_blocking(move || Identity::open(&db, IdentityOptions::default())).await
+    };
+    let identity = Arc::new(identity.map_err(text)?.map_err(text)?);
+    let core = Arc::new(Core::new(db, identity.clone()).with_service(identity));
+    let password = podyard_identity::reset_password(&core, &args.user).await.map_err(text)?;
+    println!("User {}, password {password}", args.user);
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! What really runs a space's program, and tells what became of it.
+//!
+//! This crate knows nothing of resources, HTTP or databases: it is handed a
+//! [`Launch`] and answers with what is. [`Driver`] is the face that all
+//! drivers share; [`ProcessDriver`] runs programs on this machine.
+//!
+//! A driver keeps the truth outside the process that uses it. Whoever is
+//! killed at any moment makes a new driver over the same place and
+//! [`Driver::list`] tells what lives and what has ended.
+
+mod disk;
+mod probe;
+mod process;
+mod shim;
+mod sweep;
+
+use std::fmt;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+pub use process::{Options, ProcessDriver};
+pub use shim::shim_main;
+
+/// What a driver's methods return: a future that may be kept behind `dyn`.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Runs the programs of spaces.
+///
+/// Every method may be called again after a crash of the caller: `start`
+/// finds what it already started, `stop` and `delete` of what is gone succeed.
+pub trait Driver: Send + Sync + 'static {
+    /// The word that templates use for this driver: `process`, `kubernetes`.
+    fn name(&self) -> &'static str;
+
+    /// Where the program of `command` is, or why it cannot be run here.
+    fn available(&self, command: &[String]) -> Result<PathBuf>;
+
+    /// Starts the program, unless it lives: then it is adopted and the same
+    /// instance is returned. Does not wait until it is ready. A start during a
+    /// stop finds the program that is about to end: the caller keeps the two apart.
+    fn start<'a>(&'a self, launch: &'a Launch) -> Pending<'a, Result<Instance>>;
+
+    /// Ends the program and all that it started, and tells how it ended:
+    /// asked to end at first, killed after `grace`.
+    ///
+    /// When this returns, nothing of the space runs. It is also how an exit is
+    /// taken note of: [`Driver::list`] no longer shows it. Called again it
+    /// returns the same exit, until the next start. A second call with a
+    /// shorter `grace`, while the first still waits, hurries it.
+    fn stop<'a>(&'a self, id: &'a str, grace: Duration) -> Pending<'a, Result<Option<Exit>>>;
+
+    /// Removes all that is kept for the space. Refused while it runs.
+    fn delete<'a>(&'a self, id: &'a str) -> Pending<'a, Result<()>>;
+
+    /// Where the program answers, once it is ready. Cheap enough to be asked
+    /// for every request that is proxied.
+    fn endpoint<'a>(&'a self, id: &'a str) -> Pending<'a, Option<Endpoint>>;
+
+    /// What really is: every space that lives, and every one whose exit nobody
+    /// has taken note of yet (see [`Driver::stop`]).
+    fn list(&self) -> Pending<'_, Result<Vec<Observed>>>;
+
+    /// What happens from now on. A receiver that falls behind is told so by
+    /// the channel, and then reads [`Driver::list`].
+    fn observe(&self) -> broadcast::Receiver<Observed>;
+
+    /// The end of what the program wrote, at most `tail_bytes` of it.
+    fn log<'a>(&'a self, id: &'a str, tail_bytes: usize) -> Pending<'a, Result<String>>;
+}
+
+/// What is to be run.
+///
+/// In the arguments of `command` and in the values of `env` these words are
+/// replaced: `{port}` by the port to listen on, `{dir}` by the folder of the
+/// space's files, `{base}` by `base_path`, `{podyard}` by this executable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// The space's id. Letters, digits, `-` and `_`.
+    pub id: String,
+    /// The space's place in the URL.
+    pub sid: String,
+    /// The path under which people reach it: `/ws/<sid>/`.
+    pub base_path: String,
+    /// The program and its arguments. No shell reads them.
+    pub command: Vec<String>,
+    /// More environment for the program. Names that begin `PODYARD_` are the
+    /// driver's own and are refused.
+    pub env: Vec<(String, String)>,
+    /// How much CPU it may use, in the notation of Kubernetes.
+    pub cpu: String,
+    /// How much memory it may use.
+    pub memory: String,
+    /// How much its files may take.
+    pub storage: String,
+}
+
+/// One run of a space's program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// New for each run.
+    pub id: String,
+    /// When it was asked for, in microseconds of Unix time.
+    pub started_at: i64,
+}
+
+/// What a driver saw of a space.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    /// The space's id.
+    pub id: String,
+    /// The id of the [`Instance`].
+    pub instance: String,
+    /// How far it is.
+    pub phase: Phase,
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// Its program was started and does not answer yet.
+    Starting,
+    /// Its program has answered an HTTP request.
+    Ready {
+        /// Where it answers.
+        endpoint: Endpoint,
+    },
+    /// It is over.
+    Exited(Exit),
+}
+
+/// Where a space's program answers.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its address.
+    pub addr: SocketAddr,
+    /// What the program was given as `PODYARD_SPACE_SECRET`. Whoever proxies to it
+    /// sends this in `X-Podyard-Space-Secret`, so that the program can tell
+    /// the gateway from anybody else on the machine.
+    pub secret: String,
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint").field("addr", &self.addr).finish_non_exhaustive()
+    }
+}
+
+/// How a run ended. When neither a code nor a signal is known, its supervisor
+/// was killed or the machine went down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// What the program returned.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// When, in microseconds of Unix time.
+    pub at: i64,
+    /// The last lines that it wrote: at most 20, each of at most 500
+    /// characters, without control characters.
+    pub last_lines: Vec<String>,
+}
+
+/// Why a driver could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The launch itself is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// The program is not here.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It runs, and may not.
+    #[error("the space is running: stop it first")]
+    Running,
+    /// Something does not come to an end.
+    #[error("{0}")]
+    Stuck(String),
+    /// The machine refused.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// The answer.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// For `map_err`: says what was tried.
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}

@@ -1,0 +1,261 @@
+//! Spaces: where a person codes.
+
+use chrono::{DateTime, Utc};
+use podyard::prelude::*;
+use podyard_driver::Exit;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::tasks::{SpaceDelete, SpaceRestart, SpaceStart, SpaceStop};
+use crate::{Spaces, Spec, Template};
+
+/// The row is there, nothing runs.
+pub(crate) const STOPPED: &str = "stopped";
+/// A task starts it.
+pub(crate) const STARTING: &str = "starting";
+/// Its program answers.
+pub(crate) const RUNNING: &str = "running";
+/// A task stops it.
+pub(crate) const STOPPING: &str = "stopping";
+/// It could not be started; `status_reason` says why.
+pub(crate) const START_FAILED: &str = "start_failed";
+/// It could not be stopped.
+pub(crate) const STOP_FAILED: &str = "stop_failed";
+
+/// A development space.
+#[derive(Debug, Clone, Default, Resource)]
+#[resource(
+    keyword = "space",
+    plural = "spaces",
+    extra(
+        template = "Name of its template.",
+        spec = "Name of its size.",
+        cpu = "Its processor cores.",
+        memory = "Its memory.",
+        storage = "Its room for files.",
+        running = "Whether it runs now.",
+        url = "Where it opens."
+    )
+)]
+pub struct Space {
+    /// Name, status and owner.
+    pub base: VirtualBase,
+    /// The template it was made from.
+    #[field(list = "user", create = "required", references = "template", index)]
+    pub template_id: String,
+    /// Its size.
+    #[field(list = "user", create = "required", references = "spec", index)]
+    pub spec_id: String,
+    /// Its place in the URL: `/ws/<sid>/`.
+    #[field(list = "user", unique)]
+    pub sid: String,
+    /// The node it runs on.
+    #[field(list = "admin")]
+    pub node: Option<String>,
+    /// When it was last started.
+    #[field(list = "user")]
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it last stopped.
+    #[field(list = "user")]
+    pub stopped_at: Option<DateTime<Utc>>,
+    /// What its program last returned.
+    #[field(list = "user")]
+    pub exit_code: Option<i32>,
+    /// The signal that last ended its program.
+    #[field(list = "user")]
+    pub exit_signal: Option<i32>,
+    /// The last lines that its program wrote before it ended.
+    #[field(get = "user", max = 65536)]
+    pub last_lines: Vec<String>,
+    /// Start it at once.
+    #[field(create = "optional", transient)]
+    pub auto_start: bool,
+}
+
+impl Space {
+    fn expect_status(&self, wanted: &[&str], to: &str) -> Result<()> {
+        if wanted.contains(&self.status.as_str()) {
+            return Ok(());
+        }
+        let class = match (wanted.contains(&RUNNING), self.status.as_str()) {
+            (false, RUNNING | STARTING) => "SpaceIsRunningError",
+            (true, STOPPED | START_FAILED) => "SpaceNotRunningError",
+            _ => "InvalidStatusError",
+        };
+        let text = format!("space {} is {} and cannot be {to}", self.name, self.status);
+        Err(Error::conflict(text).class(class).blame("status"))
+    }
+
+    /// One running space per user, unless configured otherwise. The user's
+    /// lock is held, so the count stays true to the transaction's end.
+    fn expect_room_to_run(&self, tx: &mut Tx<'_>) -> Result<()> {
+        let spaces = tx.ctx.service::<Spaces>()?;
+        let most = spaces.options.max_running;
+        if most == 0 {
+            return Ok(());
+        }
+        let running = Self::select().unscoped().eq("user_id", self.user_id.clone()).ne("id", self.id.clone());
+        let running = running.is_in("status", [STARTING.to_owned(), RUNNING.to_owned()]).count(tx)?;
+        if running >= most {
+            let text =
+                format!("{running} other space(s) are running already, of at most {most}; stop one first");
+            return Err(Error::conflict(text).class("OtherSpaceRunningError"));
+        }
+        Ok(())
+    }
+
+    fn expect_available(&self, tx: &mut Tx<'_>) -> Result<()> {
+        let spaces = tx.ctx.service::<Spaces>()?;
+        let templates = tx.cached::<Template>()?;
+        let Some(template) = templates.get(&self.template_id) else {
+            return Err(Error::conflict("its template is gone").class("TemplateNotFoundError"));
+        };
+        template.availability(&spaces).map_err(|reason| {
+            Error::conflict(format!("template {} cannot be run: {reason}", template.name))
+                .class("TemplateUnavailableError")
+        })
+    }
+
+    /// Notes how its program ended.
+    pub(crate) fn ended(&mut self, exit: Option<&Exit>, now: DateTime<Utc>) {
+        self.stopped_at = Some(exit.and_then(|it| DateTime::from_timestamp_micros(it.at)).unwrap_or(now));
+        self.exit_code = exit.and_then(|it| it.code);
+        self.exit_signal = exit.and_then(|it| it.signal);
+        self.last_lines = exit.map(|it| it.last_lines.clone()).unwrap_or_default();
+        self.node = None;
+    }
+}
+
+fn lock_of(user_id: &str) -> String {
+    // The same name as the class lock of this user's creates.
+    format!("spaces/{user_id}")
+}
+
+impl Manager for Space {
+    fn validate_create_data(tx: &mut Tx<'_>, input: &mut SpaceCreate) -> Result<()> {
+        let templates = tx.cached::<Template>()?;
+        if templates.get(&input.template_id).is_none_or(|template| !template.enabled) {
+            let error = Error::field("template_id", format!("template {} is not enabled", input.template_id));
+            return Err(error.class("TemplateDisabledError"));
+        }
+        let specs = tx.cached::<Spec>()?;
+        if specs.get(&input.spec_id).is_none_or(|spec| !spec.enabled) {
+            let error = Error::field("spec_id", format!("spec {} is not enabled", input.spec_id));
+            return Err(error.class("SpecDisabledError"));
+        }
+        let spaces = tx.ctx.service::<Spaces>()?;
+        let most = spaces.options.max_spaces;
+        let user_id = tx.cred().user_id.clone();
+        let have = Self::select().unscoped().eq("user_id", user_id).count(tx)?;
+        if have >= most {
+            let text = format!("you have {have} spaces of at most {most}; delete one first");
+            return Err(Error::conflict(text).class("SpaceLimitError"));
+        }
+        Ok(())
+    }
+
+    fn get_customize_columns(tx: &mut Tx<'_>, rows: &[Self], extra: &mut [Extra]) -> Result<()> {
+        let templates = tx.cached::<Template>()?;
+        let specs = tx.cached::<Spec>()?;
+        for (row, extra) in rows.iter().zip(extra) {
+            extra.set("template", templates.get(&row.template_id).map(|it| it.name.clone()));
+            let spec = specs.get(&row.spec_id);
+            extra.set("spec", spec.map(|it| it.name.clone()));
+            extra.set("cpu", spec.map(|it| it.cpu.clone()));
+            extra.set("memory", spec.map(|it| it.memory.clone()));
+            extra.set("storage", spec.map(|it| it.storage.clone()));
+            extra.set("running", row.status == RUNNING);
+            extra.set("url", format!("/ws/{}/", row.sid));
+        }
+        Ok(())
+    }
+}
+
+impl Model for Space {
+    fn customize_create(&mut self, tx: &mut Tx<'_>, input: &SpaceCreate) -> Result<()> {
+        let bytes: [u8; 12] = rand::random();
+        self.sid = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        self.status = STOPPED.into();
+        if input.auto_start {
+            self.expect_available(tx)?;
+            self.expect_room_to_run(tx)?;
+            self.status = STARTING.into();
+        }
+        Ok(())
+    }
+
+    fn post_create(&mut self, tx: &mut Tx<'_>, input: &SpaceCreate) -> Result<()> {
+        if input.auto_start {
+            tx.start_task::<SpaceStart>(self, podyard::Nothing {})?;
+        }
+        Ok(())
+    }
+
+    fn validate_delete_condition(&self, _: &mut Tx<'_>) -> Result<()> {
+        self.expect_status(&[STOPPED, START_FAILED], "deleted; stop it first")
+    }
+
+    fn post_delete(&mut self, tx: &mut Tx<'_>) -> Result<()> {
+        // The row is gone at once; its files go by a task, which survives a crash.
+        tx.start_task::<SpaceDelete>(self, podyard::Nothing {})?;
+        Ok(())
+    }
+}
+
+/// Which part of the log.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct LogQuery {
+    /// At most so many bytes of its end; 65536 if not given, 1048576 at most.
+    pub bytes: Option<u32>,
+}
+
+/// What a space's program wrote.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct LogOutput {
+    /// The text, standard output and error together.
+    pub log: String,
+}
+
+#[actions]
+impl Space {
+    /// Starts the space. Its task ends when the program answers.
+    #[action(when("stopped", "start_failed", "stop_failed"))]
+    fn perform_start(&mut self, tx: &mut Tx<'_>) -> Result<()> {
+        self.expect_status(&[STOPPED, START_FAILED, STOP_FAILED], "started")?;
+        self.expect_available(tx)?;
+        tx.lock(&lock_of(&self.user_id))?;
+        self.expect_room_to_run(tx)?;
+        tx.set_status(self, STARTING, "")?;
+        tx.start_task::<SpaceStart>(self, podyard::Nothing {})?;
+        Ok(())
+    }
+
+    /// Stops the space: asks its program to end, and kills it after a while.
+    #[action(when("running", "stop_failed"))]
+    fn perform_stop(&mut self, tx: &mut Tx<'_>) -> Result<()> {
+        self.expect_status(&[RUNNING, STOP_FAILED], "stopped")?;
+        tx.set_status(self, STOPPING, "")?;
+        tx.start_task::<SpaceStop>(self, podyard::Nothing {})?;
+        Ok(())
+    }
+
+    /// Stops the space and starts it again.
+    #[action(when("running", "stop_failed"))]
+    fn perform_restart(&mut self, tx: &mut Tx<'_>) -> Result<()> {
+        self.expect_status(&[RUNNING, STOP_FAILED], "restarted")?;
+        self.expect_available(tx)?;
+        tx.lock(&lock_of(&self.user_id))?;
+        self.expect_room_to_run(tx)?;
+        tx.set_status(self, STARTING, "restarting")?;
+        tx.start_task::<SpaceRestart>(self, podyard::Nothing {})?;
+        Ok(())
+    }
+
+    /// The end of what the space's program wrote.
+    async fn get_details_log(&self, ctx: &Ctx, query: LogQuery) -> Result<LogOutput> {
+        let spaces = ctx.service::<Spaces>()?;
+        let bytes = query.bytes.unwrap_or(65536).min(1 << 20);
+        let log = spaces.driver.log(&self.id, bytes as usize).await.map_err(Error::internal)?;
+        Ok(LogOutput { log })
+    }
+}

@@ -1,0 +1,25 @@
+//! Black-box tests: each starts the real `podyard` binary as a process and
+//! talks to it as anybody would, once on SQLite and once on PostgreSQL.
+//!
+//! `PODYARD_BIN` names the binary (else it is built), `PODYARD_TEST_POSTGRES_URL`
+//! a PostgreSQL (else the tests start one), `PODYARD_TEST_DATABASES=sqlite`
+//! leaves PostgreSQL out, `UPDATE_SNAPSHOTS=1` rewrites what is in `snapshots/`.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[macro_use]
+mod harness;
+
+mod auth;
+mod bad_input;
+mod caches;
+mod crash;
+mod gateway;
+mod limits;
+mod lists;
+mod openapi;
+mod operations;
+mod programs;
+mod statements;
+mod story;
+mod strangers;
+mod tasks;

@@ -1,0 +1,4 @@
+//! What the black-box tests and their helper share: a PostgreSQL of their own.
+//! The tests themselves are in `outside/`.
+
+pub mod postgres;
