@@ -29,10 +29,7 @@ fn sets() -> Vec<&'static MigrationSet> {
 
 fn connect(url: &DatabaseUrl) -> Result<AnyConnection> {
     match url {
-        DatabaseUrl::Sqlite(path) => {
-            private_file(path)?;
-            connect_sqlite(path, true)
-        }
+        DatabaseUrl::Sqlite(path) => connect_sqlite(path, true),
         DatabaseUrl::Postgres(url) => {
             diesel::PgConnection::establish(url).map(AnyConnection::Postgres).map_err(Error::internal)
         }
@@ -40,23 +37,27 @@ fn connect(url: &DatabaseUrl) -> Result<AnyConnection> {
 }
 
 /// Two processes that start at once must not migrate at once. PostgreSQL: a
-/// session lock; SQLite: a lock file beside the database.
-enum Guard {
-    File(#[expect(dead_code, reason = "held until dropped")] std::fs::File),
-    Session,
+/// session lock, which ends with the connection. SQLite: a lock file beside
+/// the database, held from before it is opened, since the first to open it
+/// switches it to WAL, and SQLite does not wait there.
+struct Guarded {
+    conn: AnyConnection,
+    _file: Option<std::fs::File>,
 }
 
-fn guard(url: &DatabaseUrl, conn: &mut AnyConnection) -> Result<Guard> {
+fn guarded(url: &DatabaseUrl) -> Result<Guarded> {
     if let DatabaseUrl::Sqlite(path) = url {
+        private_file(path)?;
         let mut name = path.clone().into_os_string();
         name.push(".migrate.lock");
         let file = std::fs::File::create(name).map_err(Error::internal)?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).map_err(Error::internal)?;
-        return Ok(Guard::File(file));
+        return Ok(Guarded { conn: connect(url)?, _file: Some(file) });
     }
+    let mut conn = connect(url)?;
     let key = super::pool::lock_key("podyard/migrate");
     conn.batch_execute(&format!("SELECT pg_advisory_lock({key})"))?;
-    Ok(Guard::Session)
+    Ok(Guarded { conn, _file: None })
 }
 
 fn pending_of<DB: diesel::backend::Backend>(
@@ -72,11 +73,11 @@ fn pending_of<DB: diesel::backend::Backend>(
 /// When the database cannot be reached or a migration fails; those before it
 /// stay, it itself is undone.
 pub fn run(url: &DatabaseUrl) -> Result<Vec<String>> {
-    let mut conn = connect(url)?;
-    let _guard = guard(url, &mut conn)?;
+    let mut guarded = guarded(url)?;
+    let conn = &mut guarded.conn;
     let mut done = Vec::new();
     for set in sets() {
-        match &mut conn {
+        match conn {
             AnyConnection::Sqlite(conn) => {
                 for migration in pending_of(conn, (set.sqlite)())? {
                     conn.run_migration(&*migration).map_err(Error::internal)?;
@@ -99,10 +100,11 @@ pub fn run(url: &DatabaseUrl) -> Result<Vec<String>> {
 /// # Errors
 /// When the database cannot be reached.
 pub fn pending(url: &DatabaseUrl) -> Result<Vec<String>> {
-    let mut conn = connect(url)?;
+    let mut guarded = guarded(url)?;
+    let conn = &mut guarded.conn;
     let mut names = Vec::new();
     for set in sets() {
-        let of_set: Vec<String> = match &mut conn {
+        let of_set: Vec<String> = match conn {
             AnyConnection::Sqlite(conn) => {
                 pending_of(conn, (set.sqlite)())?.iter().map(|m| m.name().to_string()).collect()
             }
@@ -120,11 +122,11 @@ pub fn pending(url: &DatabaseUrl) -> Result<Vec<String>> {
 /// # Errors
 /// When a migration cannot be undone.
 pub fn revert(url: &DatabaseUrl) -> Result<Vec<String>> {
-    let mut conn = connect(url)?;
-    let _guard = guard(url, &mut conn)?;
+    let mut guarded = guarded(url)?;
+    let conn = &mut guarded.conn;
     let mut done = Vec::new();
     for set in sets().into_iter().rev() {
-        match &mut conn {
+        match conn {
             AnyConnection::Sqlite(conn) => revert_set(conn, (set.sqlite)(), set.service, &mut done)?,
             AnyConnection::Postgres(conn) => revert_set(conn, (set.postgres)(), set.service, &mut done)?,
         }

@@ -100,7 +100,8 @@ impl Identity {
             let sql =
                 Sql::new("INSERT INTO \"identity_secrets\" (\"name\", \"value\") VALUES ('token-key', ")
                     .value(B64.encode(bytes))
-                    .text(")");
+                    // Another process may start for the first time, too: the first key stands.
+                    .text(") ON CONFLICT DO NOTHING");
             db::execute(conn, &sql)?;
             db::load_one::<(String,)>(conn, read())?
                 .map(|(key,)| key)
