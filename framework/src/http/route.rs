@@ -1,0 +1,79 @@
+//! From a path to what it means: nine routes serve any number of types.
+
+use std::borrow::Cow;
+
+use actix_web::http::Method;
+
+use crate::ctx::Core;
+use crate::model::{Action, ActionKind};
+use crate::registry::Type;
+use crate::{Error, Kind, Result};
+
+/// What a request asks for, once its path is read.
+pub(super) enum Target {
+    Discovery(Option<String>),
+    List,
+    Create,
+    Get(String),
+    Update(String),
+    Delete(String),
+    Action(&'static Action, Option<String>),
+}
+
+/// Finds what the path means.
+pub(super) fn route<'a>(
+    core: &'a Core,
+    method: &Method,
+    segments: &[Cow<'_, str>],
+) -> Result<(Option<&'a Type>, Target)> {
+    let nowhere = || Error::new(Kind::NotFound, "there is nothing at this path").class("NotFoundError");
+    let Some(plural) = segments.first() else { return Err(nowhere()) };
+    let read = *method == Method::GET || *method == Method::HEAD;
+    let not_allowed = |allow: &str| {
+        Error::new(Kind::MethodNotAllowed, format!("{method} is not possible here; possible: {allow}"))
+    };
+    if plural == "resources" {
+        return match segments {
+            _ if !read => Err(not_allowed("GET")),
+            [_] => Ok((None, Target::Discovery(None))),
+            [_, name] => Ok((None, Target::Discovery(Some(name.to_string())))),
+            _ => Err(nowhere()),
+        };
+    }
+    let Some(of) = core.registry.get(plural) else { return Err(nowhere()) };
+    let action = |kind, name: &str| of.actions.get(&(kind, name)).copied();
+    let no_action = |name: &str| {
+        let text = format!(
+            "{} has no {} {name}",
+            of.handler.meta().keyword(),
+            if read { "detail" } else { "action" }
+        );
+        Error::new(Kind::NotFound, text).class(if read { "SpecNotFoundError" } else { "ActionNotFoundError" })
+    };
+    let target = match segments {
+        [_] if read => Target::List,
+        [_] if *method == Method::POST => Target::Create,
+        [_] => return Err(not_allowed("GET, POST")),
+        [_, name] if read => match action(ActionKind::Property, name) {
+            Some(found) => Target::Action(found, None),
+            None => Target::Get(name.to_string()),
+        },
+        [_, name] if *method == Method::POST => {
+            Target::Action(action(ActionKind::Class, name).ok_or_else(|| no_action(name))?, None)
+        }
+        [_, id] if *method == Method::PUT || *method == Method::PATCH => Target::Update(id.to_string()),
+        [_, id] if *method == Method::DELETE => Target::Delete(id.to_string()),
+        [_, _] => return Err(not_allowed("GET, PUT, PATCH, DELETE, POST")),
+        [_, id, name] if read => {
+            let found = action(ActionKind::Detail, name).ok_or_else(|| no_action(name))?;
+            Target::Action(found, Some(id.to_string()))
+        }
+        [_, id, name] if *method == Method::POST => {
+            let found = action(ActionKind::Item, name).ok_or_else(|| no_action(name))?;
+            Target::Action(found, Some(id.to_string()))
+        }
+        [_, _, _] => return Err(not_allowed("GET, POST")),
+        _ => return Err(nowhere()),
+    };
+    Ok((Some(of), target))
+}
