@@ -66,6 +66,11 @@ impl Tx<'_> {
         Ok(rows)
     }
 
+    /// The caches' generation, or −1 where this transaction changes it.
+    pub(crate) fn cache_generation(&mut self) -> Result<i64> {
+        if self.written.is_some() { Ok(-1) } else { self.generation() }
+    }
+
     fn generation(&mut self) -> Result<i64> {
         if let Some(generation) = db::generation() {
             return Ok(generation);

@@ -176,12 +176,14 @@ pub struct Tx<'a> {
     pub(crate) written: Option<Written>,
     /// The task that an action started, for its answer.
     pub(crate) started_task: Option<String>,
+    /// The row that is being changed, as it was, where quotas want to know.
+    pub(crate) remembered: Option<Box<dyn Any + Send>>,
 }
 
 impl<'a> Tx<'a> {
     /// Opens the inside of a request on a connection that is in a transaction.
     pub fn new(conn: &'a mut AnyConnection, ctx: &'a Ctx) -> Self {
-        Self { conn, ctx, now: now(), written: None, started_task: None }
+        Self { conn, ctx, now: now(), written: None, started_task: None, remembered: None }
     }
 
     /// The moment of the request: one for all that it writes.
@@ -228,6 +230,7 @@ impl<'a> Tx<'a> {
         if T::meta().source.cached {
             self.bump_generation::<T>()?;
         }
+        self.quota_insert(row)?;
         db::execute(self.conn, &insertion(row))?;
         Ok(())
     }
@@ -241,6 +244,7 @@ impl<'a> Tx<'a> {
         if T::meta().source.cached {
             self.bump_generation::<T>()?;
         }
+        self.quota_insert(row)?;
         let notes = oplog::notes(row, None);
         self.with_record(insertion(row), T::meta(), row.base(), action, notes)?;
         Ok(())
@@ -293,6 +297,7 @@ impl<'a> Tx<'a> {
         if meta.source.cached {
             self.bump_generation::<T>()?;
         }
+        self.quota_change(row)?;
         let before = row.base().anon().version;
         {
             let anon = row.base_mut().anon_mut();
@@ -326,6 +331,7 @@ impl<'a> Tx<'a> {
             // delete then sees what they made of it.
             self.bump_generation::<T>()?;
         }
+        self.quota_remove(row)?;
         let anon = row.base().anon();
         let mut sql = Sql::new("DELETE FROM \"")
             .text(meta.table())

@@ -19,6 +19,7 @@ pub mod model;
 mod oplog;
 mod policy;
 pub mod query;
+pub mod quota;
 pub mod registry;
 pub mod task;
 pub mod telemetry;
@@ -46,6 +47,7 @@ pub mod prelude {
         AnonBase, Base, Columns, Extra, Manager, Model, Record, StandaloneBase, StatusBase, VirtualBase,
     };
     pub use crate::query::Select;
+    pub use crate::quota::QuotaUse;
     pub use crate::task::{Reason, Stage, TaskCtx};
     pub use crate::{Columns as DeriveColumns, Ctx, Error, Resource, Result, Tx, actions, stages};
 }

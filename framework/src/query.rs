@@ -109,6 +109,15 @@ impl<T: Record> Select<T> {
         self.conds.push(Cond::Compare(field, "=", value.into()));
     }
 
+    /// Adds a condition in a hook that has only a reference: one of these.
+    pub fn narrow_in<V: Into<Value<'static>>>(
+        &mut self,
+        field: &'static str,
+        values: impl IntoIterator<Item = V>,
+    ) {
+        self.conds.push(Cond::In(field, values.into_iter().map(Into::into).collect()));
+    }
+
     fn compare(mut self, field: &'static str, op: &'static str, value: impl Into<Value<'static>>) -> Self {
         self.conds.push(Cond::Compare(field, op, value.into()));
         self

@@ -61,7 +61,9 @@ impl Registry {
             let meta = of.handler.meta();
             let cached = |keyword: &str| it.keyword(keyword).is_some_and(|t| t.handler.meta().source.cached);
             let refers = |f: &&crate::model::Field| f.references.is_some_and(cached);
-            meta.set_fenced(meta.fields().iter().copied().any(|f| refers(&f)));
+            // Quotas are cached, too.
+            let counted = meta.source.quota.is_some();
+            meta.set_fenced(counted || meta.fields().iter().copied().any(|f| refers(&f)));
             let by = |other: &Type| {
                 let other = other.handler.meta();
                 let holds = |f: &&crate::model::Field| f.references == Some(meta.keyword());

@@ -19,6 +19,7 @@ mod lists;
 mod openapi;
 mod operations;
 mod programs;
+mod quotas;
 mod statements;
 mod story;
 mod strangers;

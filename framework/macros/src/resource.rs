@@ -19,6 +19,7 @@ struct Attributes {
     delete: Option<TokenStream>,
     scope: Option<TokenStream>,
     cached: bool,
+    quota: Option<Vec<LitStr>>,
     extra: Vec<(syn::Ident, LitStr)>,
 }
 
@@ -58,6 +59,16 @@ fn attributes(input: &DeriveInput) -> syn::Result<Attributes> {
                     });
                 }
                 "cached" => it.cached = true,
+                "quota" => {
+                    let mut names = Vec::new();
+                    if meta.input.peek(syn::token::Paren) {
+                        let content;
+                        syn::parenthesized!(content in meta.input);
+                        let list = content.parse_terminated(<LitStr as syn::parse::Parse>::parse, syn::Token![,])?;
+                        names.extend(list);
+                    }
+                    it.quota = Some(names);
+                }
                 "extra" => {
                     let content;
                     syn::parenthesized!(content in meta.input);
@@ -73,7 +84,7 @@ fn attributes(input: &DeriveInput) -> syn::Result<Attributes> {
                 other => {
                     return Err(meta.error(format!(
                         "`{other}` is no property of a resource; there are keyword, plural, read, write, list, get, \
-                         create, update, delete, scope, cached, extra"
+                         create, update, delete, scope, cached, quota, extra"
                     )));
                 }
             }
@@ -122,6 +133,10 @@ pub(crate) fn derive(item: TokenStream) -> syn::Result<TokenStream> {
         if owned { quote!(::podyard::model::Scope::User) } else { quote!(::podyard::model::Scope::All) }
     });
     let cached = it.cached;
+    let quota = match &it.quota {
+        Some(names) => quote!(::core::option::Option::Some(&[#(#names),*])),
+        None => quote!(::core::option::Option::None),
+    };
     let extra = it.extra.iter().map(|(name, doc)| {
         let name = name.to_string();
         quote!((#name, #doc))
@@ -144,10 +159,17 @@ pub(crate) fn derive(item: TokenStream) -> syn::Result<TokenStream> {
                         },
                         scope: #scope,
                         cached: #cached,
+                        quota: #quota,
                         extra: &[#(#extra),*],
                         fields: <#ident as ::podyard::model::Columns>::fields,
                     })
                 })
+            }
+
+            fn uses(
+                &self, tx: &mut ::podyard::Tx<'_>,
+            ) -> ::podyard::Result<::std::vec::Vec<::podyard::quota::QuotaUse>> {
+                ::podyard::model::Model::quota_use(self, tx)
             }
 
             fn base(&self) -> &dyn ::podyard::model::Base { &self.base }

@@ -12,6 +12,7 @@ use std::marker::PhantomData;
 use crate::ctx::Tx;
 use crate::model::{Action, ActionInput, Manager, Meta};
 use crate::query::ListRequest;
+use crate::quota::QuotaUse;
 use crate::{Error, Result};
 
 /// What a pipeline answers: the body and what the headers are made from.
@@ -126,6 +127,11 @@ pub trait ResourceHandler: Send + Sync {
     /// # Errors
     /// What the database says.
     fn warm(&self, tx: &mut Tx<'_>) -> Result<()>;
+    /// What the living rows of an owner use: the sum for a quota.
+    ///
+    /// # Errors
+    /// What the database says.
+    fn uses(&self, tx: &mut Tx<'_>, column: &'static str, owner: &str) -> Result<Vec<QuotaUse>>;
     /// Whether the caller may refer to that row.
     ///
     /// # Errors
@@ -201,6 +207,15 @@ impl<T: Manager> ResourceHandler for Handler<T> {
             tx.cached::<T>()?;
         }
         Ok(())
+    }
+
+    fn uses(&self, tx: &mut Tx<'_>, column: &'static str, owner: &str) -> Result<Vec<QuotaUse>> {
+        let rows = T::select().unscoped().eq(column, owner.to_owned()).rows(tx)?;
+        let mut uses = Vec::new();
+        for row in &rows {
+            uses.append(&mut row.uses(tx)?);
+        }
+        Ok(uses)
     }
 
     fn exists(&self, tx: &mut Tx<'_>, id: &str) -> Result<bool> {

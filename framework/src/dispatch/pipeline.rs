@@ -20,12 +20,20 @@ pub(super) fn find<T: Manager>(tx: &mut Tx<'_>, id: &str, lock: bool) -> Result<
     if rows.len() > 1 {
         // An id beats a name.
         if let Some(at) = rows.iter().position(|row| row.base().anon().id == id) {
-            return Ok(rows.swap_remove(at));
+            let row = rows.swap_remove(at);
+            if lock {
+                tx.remember(&row);
+            }
+            return Ok(row);
         }
         let text = format!("several {} are named {id}; use the id", T::meta().plural());
         return Err(Error::conflict(text).class("AmbiguousNameError"));
     }
-    rows.pop().ok_or_else(|| Error::not_found(T::meta().keyword(), id))
+    let row = rows.pop().ok_or_else(|| Error::not_found(T::meta().keyword(), id))?;
+    if lock {
+        tx.remember(&row);
+    }
+    Ok(row)
 }
 
 fn write_row<T: Record>(out: &mut Vec<u8>, row: &T, mask: u64, extra: &Extra, shown: Option<&[String]>) {

@@ -47,6 +47,9 @@ pub struct MetaSource {
     pub scope: Scope,
     /// Whether all rows are kept in memory.
     pub cached: bool,
+    /// What its rows use that quotas may limit, beside the number of rows;
+    /// none: nothing of it is counted.
+    pub quota: Option<&'static [&'static str]>,
     /// What `get_customize_columns` and `get_extra_details` add, with docs.
     pub extra: &'static [(&'static str, &'static str)],
     /// Adds the fields.
@@ -143,6 +146,17 @@ impl Meta {
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.field(name).is_some_and(|f| f.stored)
+    }
+
+    /// What quotas may limit of it.
+    pub(crate) fn counted(&self) -> impl Iterator<Item = &'static str> {
+        let parts = self.source.quota;
+        parts.map(|_| self.source.plural).into_iter().chain(parts.unwrap_or_default().iter().copied())
+    }
+
+    /// Whether its rows use that.
+    pub(crate) fn counts(&self, resource: &str) -> bool {
+        self.counted().any(|it| it == resource)
     }
 
     pub(crate) fn columns(&'static self) -> &'static str {

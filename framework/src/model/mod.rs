@@ -21,6 +21,7 @@ use crate::Result;
 use crate::ctx::Tx;
 use crate::db::{RowReader, Value};
 use crate::query::Select;
+use crate::quota::QuotaUse;
 
 /// A struct whose fields are columns: a base or a whole resource. Written by
 /// `#[derive(Columns)]`, never by hand.
@@ -84,6 +85,12 @@ pub trait Columns: Sized {
 pub trait Record: Columns + Clone + Send + Sync + 'static {
     /// The type's metadata.
     fn meta() -> &'static Meta;
+
+    /// What the row uses of what quotas limit: [`Model::quota_use`].
+    ///
+    /// # Errors
+    /// As the hook says.
+    fn uses(&self, tx: &mut Tx<'_>) -> Result<Vec<QuotaUse>>;
 
     /// The base, whichever it is.
     fn base(&self) -> &dyn Base;
@@ -160,6 +167,16 @@ pub trait Model: Record {
     fn post_create(&mut self, tx: &mut Tx<'_>, input: &Self::Create) -> Result<()> {
         let _ = (tx, input);
         Ok(())
+    }
+
+    /// What the row uses, as it is now, of what quotas may limit; for types
+    /// that say `quota`. Each write takes and gives back the difference.
+    ///
+    /// # Errors
+    /// Ends the request.
+    fn quota_use(&self, tx: &mut Tx<'_>) -> Result<Vec<QuotaUse>> {
+        let _ = tx;
+        Ok(vec![QuotaUse::used(Self::meta().plural(), 1)])
     }
 
     /// Adds to the answer of a get of one row, beside the page's columns.

@@ -4,6 +4,18 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Quantity(u128);
 
+/// A thousandth, as a unit of [`Quantity::in_units`].
+pub(crate) const THOUSANDTH: u128 = 1;
+/// 2^20, as a unit of [`Quantity::in_units`].
+pub(crate) const MEBIBYTE: u128 = 1_000 << 20;
+
+impl Quantity {
+    /// How many units (each so many thousandths) it is, rounded up.
+    pub(crate) fn in_units(self, unit: u128) -> i64 {
+        i64::try_from(self.0.div_ceil(unit)).unwrap_or(i64::MAX)
+    }
+}
+
 /// Most that is taken for a size: beyond it is a slip of the keyboard.
 const MOST: u128 = 1_000_000_000_000_000_000_000;
 

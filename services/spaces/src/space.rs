@@ -6,8 +6,9 @@ use podyard_driver::Exit;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::quantity::{MEBIBYTE, THOUSANDTH};
 use crate::tasks::{SpaceDelete, SpaceRestart, SpaceStart, SpaceStop};
-use crate::{Spaces, Spec, Template};
+use crate::{Quantity, Spaces, Spec, Template};
 
 /// The row is there, nothing runs.
 pub(crate) const STOPPED: &str = "stopped";
@@ -27,6 +28,7 @@ pub(crate) const STOP_FAILED: &str = "stop_failed";
 #[resource(
     keyword = "space",
     plural = "spaces",
+    quota("cpu", "memory", "storage"),
     extra(
         template = "Name of its template.",
         spec = "Name of its size.",
@@ -189,6 +191,22 @@ impl Model for Space {
             tx.start_task::<SpaceStart>(self, podyard::Nothing {})?;
         }
         Ok(())
+    }
+
+    /// Its storage for as long as it is there; cores (in thousandths) and
+    /// memory (in MiB, as storage) while it runs, pending until it does.
+    fn quota_use(&self, tx: &mut Tx<'_>) -> Result<Vec<QuotaUse>> {
+        let mut uses = vec![QuotaUse::used("spaces", 1)];
+        let specs = tx.cached::<Spec>()?;
+        let Some(spec) = specs.get(&self.spec_id) else { return Ok(uses) };
+        let amount = |text: &str, unit: u128| text.parse::<Quantity>().map_or(0, |it| it.in_units(unit));
+        uses.push(QuotaUse::used("storage", amount(&spec.storage, MEBIBYTE)));
+        let pending = self.status == STARTING;
+        if pending || [RUNNING, STOPPING, STOP_FAILED].contains(&self.status.as_str()) {
+            uses.push(QuotaUse { resource: "cpu", amount: amount(&spec.cpu, THOUSANDTH), pending });
+            uses.push(QuotaUse { resource: "memory", amount: amount(&spec.memory, MEBIBYTE), pending });
+        }
+        Ok(uses)
     }
 
     fn validate_delete_condition(&self, _: &mut Tx<'_>) -> Result<()> {

@@ -1,0 +1,2 @@
+DROP TABLE usages;
+DROP TABLE quotas;
