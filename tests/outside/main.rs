@@ -16,6 +16,7 @@ mod crash;
 mod gateway;
 mod limits;
 mod lists;
+mod model;
 mod openapi;
 mod operations;
 mod programs;
