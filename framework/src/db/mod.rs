@@ -99,13 +99,15 @@ pub struct Options {
     pub readers: u32,
     /// Jobs that may wait; beyond it the answer is 503.
     pub queue: usize,
+    /// Most writes in one commit; 1 has each commit for itself.
+    pub group: usize,
 }
 
 impl Default for Options {
     /// 16 connections are near the best rate beside the database; four SQLite
     /// readers keep long scans off the workers.
     fn default() -> Self {
-        Self { pool: 16, readers: 4, queue: 4096 }
+        Self { pool: 16, readers: 4, queue: 4096, group: group::GROUP }
     }
 }
 
@@ -224,7 +226,7 @@ impl Db {
             DatabaseUrl::Sqlite(path) => {
                 private_file(path)?;
                 // The writer first: it creates the file and switches to WAL.
-                let writer = writer::Writer::start(connect_sqlite(path, true)?, options.queue)?;
+                let writer = writer::Writer::start(connect_sqlite(path, true)?, options)?;
                 Shared {
                     dialect: Dialect::Sqlite,
                     serial,

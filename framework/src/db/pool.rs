@@ -11,7 +11,7 @@ use diesel::connection::SimpleConnection;
 use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool, PooledConnection};
 use tokio::sync::oneshot;
 
-use super::group::{self, GROUP, Job, Write};
+use super::group::{self, Job, Write};
 use super::{
     AnyConnection, Done, GENERATION, Lock, Options, SQLITE_PRAGMAS, Sql, guarded, load_one, measure,
 };
@@ -62,7 +62,7 @@ impl Threads {
             .test_on_check_out(false)
             .connection_customizer(Box::new(ReadOnlySqlite))
             .build_unchecked(Manager::new(url));
-        Self::start("sqlite-reader", options.readers, options.queue, &pool)
+        Self::start("sqlite-reader", options.readers, options, &pool)
     }
 
     pub(super) fn postgres(url: &str, options: Options) -> Result<Self> {
@@ -77,11 +77,11 @@ impl Threads {
             .connection_customizer(Box::new(PostgresSession))
             .build(Manager::new(url))
             .map_err(|e| Error::unavailable("the database cannot be reached", 2).caused_by(e))?;
-        Self::start("postgres", options.pool, options.queue, &pool)
+        Self::start("postgres", options.pool, options, &pool)
     }
 
-    fn start(name: &str, threads: u32, queue: usize, pool: &Pool<Manager>) -> Result<Self> {
-        let (jobs, inbox) = flume::bounded::<ThreadJob>(queue);
+    fn start(name: &str, threads: u32, options: Options, pool: &Pool<Manager>) -> Result<Self> {
+        let (jobs, inbox) = flume::bounded::<ThreadJob>(options.queue);
         for _ in 0..threads {
             let (inbox, pool) = (inbox.clone(), pool.clone());
             std::thread::Builder::new()
@@ -93,7 +93,9 @@ impl Threads {
                 })
                 .map_err(Error::internal)?;
         }
-        Ok(Self { jobs, queues: Arc::default(), queue })
+        let queues =
+            Queues { jobs: Mutex::default(), waiting: AtomicUsize::new(0), group: options.group.max(1) };
+        Ok(Self { jobs, queues: Arc::new(queues), queue: options.queue })
     }
 
     pub(super) fn waiting(&self) -> usize {
@@ -165,10 +167,11 @@ impl Threads {
 }
 
 /// Writes that wait for a class lock, by its name.
-#[derive(Default)]
 struct Queues {
     jobs: Mutex<HashMap<String, VecDeque<Box<dyn Job>>>>,
     waiting: AtomicUsize,
+    /// Most of them in one transaction.
+    group: usize,
 }
 
 impl Queues {
@@ -200,7 +203,7 @@ impl Queues {
     fn take(&self, name: &str) -> Vec<Box<dyn Job>> {
         let mut all = self.all();
         let Some(queue) = all.get_mut(name) else { return Vec::new() };
-        let n = queue.len().min(GROUP);
+        let n = queue.len().min(self.group);
         let jobs: Vec<_> = queue.drain(..n).collect();
         if jobs.is_empty() {
             all.remove(name);

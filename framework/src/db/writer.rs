@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::group::{self, GROUP, Job, Write, control};
-use super::{AnyConnection, Done, GENERATION, READ_GENERATION, Sql, load_one};
+use super::group::{self, Job, Write, control};
+use super::{AnyConnection, Done, GENERATION, Options, READ_GENERATION, Sql, load_one};
 use crate::{Error, Result};
 
 pub(super) struct Writer {
@@ -15,13 +15,13 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(conn: AnyConnection, queue: usize) -> Result<Self> {
-        let (jobs, inbox) = flume::bounded::<Box<dyn Job>>(queue);
+    pub(super) fn start(conn: AnyConnection, options: Options) -> Result<Self> {
+        let (jobs, inbox) = flume::bounded::<Box<dyn Job>>(options.queue);
         let waiting = Arc::new(AtomicUsize::new(0));
         let gauge = waiting.clone();
         std::thread::Builder::new()
             .name("sqlite-writer".into())
-            .spawn(move || work(conn, &inbox, &gauge))
+            .spawn(move || work(conn, &inbox, &gauge, options.group))
             .map_err(Error::internal)?;
         Ok(Self { jobs, waiting })
     }
@@ -45,10 +45,10 @@ impl Writer {
     }
 }
 
-fn work(mut conn: AnyConnection, inbox: &flume::Receiver<Box<dyn Job>>, waiting: &AtomicUsize) {
+fn work(mut conn: AnyConnection, inbox: &flume::Receiver<Box<dyn Job>>, waiting: &AtomicUsize, most: usize) {
     while let Ok(first) = inbox.recv() {
         let mut jobs = vec![first];
-        jobs.extend(inbox.try_iter().take(GROUP - 1));
+        jobs.extend(inbox.try_iter().take(most.saturating_sub(1)));
         let result = begin(&mut conn).and_then(|()| group::run(&mut conn, &mut jobs));
         if let Err(text) = &result {
             tracing::error!(error = %text, jobs = jobs.len(), "a group of writes was not committed");

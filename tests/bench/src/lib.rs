@@ -6,6 +6,7 @@
 
 pub mod http;
 pub mod load;
+pub mod peers;
 pub mod postgres;
 pub mod process;
 pub mod report;

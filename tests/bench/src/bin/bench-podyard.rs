@@ -37,6 +37,9 @@ struct Options {
     /// The number of threads with a PostgreSQL connection.
     #[arg(long, default_value_t = 16)]
     connections: u32,
+    /// Most writes in one commit; the framework's own number, unless said.
+    #[arg(long)]
+    group: Option<usize>,
     /// What the log tells; as much as the real server's does, unless said.
     #[arg(long, default_value = "info")]
     log: String,
@@ -132,7 +135,9 @@ async fn serve(options: Options) -> std::result::Result<(), Fault> {
     let url = &options.database_url;
     let url = if url.contains("://") { url.clone() } else { format!("sqlite://{url}") };
     let url: DatabaseUrl = url.parse()?;
-    let settings = db::Options { pool: options.connections, ..db::Options::default() };
+    let settings = db::Options::default();
+    let group = options.group.unwrap_or(settings.group);
+    let settings = db::Options { pool: options.connections, group, ..settings };
     let (db, identity) = tokio::task::spawn_blocking(move || open(&url, settings)).await??;
     let core = Arc::new(Core::new(db, identity.clone()).with_service(identity.clone()));
     podyard_identity::bootstrap(&core, Some(PASSWORD.to_owned())).await?;

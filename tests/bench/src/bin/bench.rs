@@ -9,7 +9,7 @@ use std::{path::PathBuf, process::Command, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use podyard_bench::{
-    Result,
+    Result, peers,
     process::sibling,
     report::Report,
     rest::{self, Contender, Database, Plan},
@@ -49,6 +49,10 @@ struct Options {
     /// Another server to measure beside it, as in "no-oplog=bench-podyard --no-oplog …".
     #[arg(long, value_name = "NAME=COMMAND")]
     variant: Vec<String>,
+    /// Also measures Django REST framework and FastAPI, for readers of the report; installs them
+    /// from PyPI into this folder, or finds them there.
+    #[arg(long, value_name = "FOLDER")]
+    peers: Option<PathBuf>,
     /// Measures the yardstick alone.
     #[arg(long)]
     yardstick_only: bool,
@@ -64,6 +68,10 @@ struct Options {
 enum Section {
     /// What a request costs, beside the yardstick.
     Rest,
+    /// Durable creates with one commit for all that wait, and with one each.
+    Commits,
+    /// A page in the middle of a million rows.
+    Deep,
     /// How soon tasks run, and how many.
     Tasks,
     /// Start, stop, and memory and CPU at rest.
@@ -128,6 +136,14 @@ async fn measure(options: &Options, report: &mut Report) -> Result<()> {
             rest::measure(database, &plan, report).await?;
         }
     }
+    if wanted(Section::Commits) && !options.yardstick_only {
+        rest::commits(&plan, report).await?;
+    }
+    if wanted(Section::Deep) && !options.yardstick_only {
+        for database in databases.clone() {
+            rest::deep(database, &plan, report).await?;
+        }
+    }
     if wanted(Section::Tasks) && !options.yardstick_only {
         for database in databases {
             tasks::measure(database, &plan.contenders, report).await?;
@@ -159,6 +175,9 @@ fn plan(options: &Options) -> Result<Plan> {
                 headers: options.podyard_header.clone(),
             });
         }
+    }
+    if let Some(folder) = &options.peers {
+        contenders.extend(peers::contenders(folder)?);
     }
     let (rounds, warm_up, time) = if options.quick { (1, 200, 700) } else { (3, 400, 2000) };
     Ok(Plan {
