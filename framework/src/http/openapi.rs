@@ -204,6 +204,8 @@ fn filter_parameters(meta: &Meta, generator: &mut SchemaGenerator) -> Vec<Value>
             "Whose rows, within what the caller may see.",
         ),
     ];
+    // A type's own field beats a word.
+    parameters.retain(|it| !it["name"].as_str().is_some_and(|name| meta.has(name)));
     let marks = [("deleted", "For administrators: deleted rows."), ("pending_deleted", "Rows in the bin.")];
     for (name, doc) in marks.into_iter().filter(|(name, _)| meta.has(name)) {
         parameters.push(query(name, json!({"enum": ["true", "false", "any"]}), doc));
@@ -254,6 +256,7 @@ fn list_parameters(meta: &Meta, generator: &mut SchemaGenerator) -> Value {
         query("distinct_field", several(&names), "The different values of these fields, in place of rows."),
         query("export", json!({"enum": ["csv", "ndjson"]}), "The whole list, as a file."),
     ];
+    parameters.retain(|it| !it["name"].as_str().is_some_and(|name| meta.has(name)));
     parameters.extend(filter_parameters(meta, generator));
     parameters.into()
 }

@@ -192,7 +192,7 @@ fn reference(meta: &Meta, cred: &UserCred, name: &str) -> Option<(&'static str, 
         Some((field.name, field.references.filter(|_| open)?))
     };
     let named = |it: &&'static Field| it.name.strip_suffix("_id") == Some(name);
-    if let Some(found) = meta.stored().find(|it| named(&it)).and_then(refers) {
+    if let Some(found) = meta.stored().find(|it| named(it)).and_then(refers) {
         return Some(found);
     }
     let mut all = meta.stored().filter_map(refers).filter(|(_, keyword)| *keyword == name);

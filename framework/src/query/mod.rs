@@ -5,13 +5,14 @@
 //! `grammar` takes an expression apart, `filter` gives it a meaning, `cond`
 //! makes SQL of it; `order` has the order and the markers, `scope` whose rows
 //! they are, `fields` which of them are shown; `request` reads it all from a
-//! query string, and `select` is the statement.
+//! query string, `plan` says what it costs, and `select` is the statement.
 
 mod cond;
 mod fields;
 mod filter;
 mod grammar;
 mod order;
+mod plan;
 mod request;
 mod scope;
 mod select;

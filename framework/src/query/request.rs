@@ -1,16 +1,16 @@
 //! The parameters of a list, read and checked.
 
-use super::cond::{self, Cond};
+use super::cond::Cond;
 use super::filter::{self, Asker, MAX_VALUES, listed};
 use super::order::{self, Order};
 use super::scope::{self, Owner};
-use super::select::{Marked, Query, Select};
+use super::select::Marked;
 use super::{DEFAULT_LIMIT, MAX_LIMIT, Params, fields};
 use crate::auth::{Access, UserCred};
-use crate::ctx::{Ctx, Tx};
-use crate::db::{Cost, Value};
-use crate::model::{Field, Meta, Record, Scope};
-use crate::{Error, Kind, Result};
+use crate::ctx::Ctx;
+use crate::db::Value;
+use crate::model::{Field, Meta, Scope};
+use crate::{Error, Result};
 
 /// Most expressions in `filter=` of one request.
 const MAX_FILTERS: usize = 50;
@@ -35,6 +35,9 @@ const ONCE: [&str; 11] = [
     "export",
 ];
 
+/// Fields that are asked for by words of their own.
+const MARKS: [&str; 2] = ["deleted", "pending_deleted"];
+
 /// How an export is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -47,18 +50,18 @@ pub enum Format {
 /// A list as the client asked for it, checked.
 pub struct ListRequest {
     /// `field=value`, by field.
-    plain: Vec<(&'static Field, Vec<Value<'static>>)>,
+    pub(super) plain: Vec<(&'static Field, Vec<Value<'static>>)>,
     /// `filter=` and the filters over references.
-    filters: Vec<Cond>,
-    search: Option<Cond>,
-    regexp: bool,
-    order: Vec<Order>,
+    pub(super) filters: Vec<Cond>,
+    pub(super) search: Option<Cond>,
+    pub(super) regexp: bool,
+    pub(super) order: Vec<Order>,
     /// Rows of the page.
     pub limit: i64,
     /// The limit as the client gave it.
     pub(crate) wanted: Option<i64>,
-    offset: i64,
-    after: Option<Vec<Value<'static>>>,
+    pub(super) offset: i64,
+    pub(super) after: Option<Vec<Value<'static>>>,
     /// Whether the marker leads back.
     pub(crate) back: bool,
     /// Bits of the fields to show.
@@ -67,15 +70,15 @@ pub struct ListRequest {
     pub extra: Option<Vec<String>>,
     /// Whether the number of all rows was asked for.
     pub total: bool,
-    owner: Option<Owner>,
-    deleted: Marked,
-    pending: Marked,
+    pub(super) owner: Option<Owner>,
+    pub(super) deleted: Marked,
+    pub(super) pending: Marked,
     /// The fields whose combinations of values are asked for, in place of rows.
     pub(crate) distinct: Vec<&'static Field>,
     /// In which form the whole list is asked for.
     pub(crate) export: Option<Format>,
     /// Whether few enough rows of others lie between the caller's.
-    near: bool,
+    pub(super) near: bool,
 }
 
 fn yes(key: &str, value: &str) -> Result<bool> {
@@ -148,7 +151,8 @@ pub(super) fn read(asker: &Asker<'_>, meta: &Meta, params: &Params<'_>) -> Resul
     let mut loose = Loose::default();
     for (i, (key, value)) in params.iter().enumerate() {
         let (key, value) = (key.as_ref(), value.as_ref());
-        if ONCE.contains(&key) && params[..i].iter().any(|(k, _)| k == key) {
+        let word = ONCE.contains(&key) && (MARKS.contains(&key) || !meta.has(key));
+        if word && params[..i].iter().any(|(k, _)| k == key) {
             return Err(Error::field(key, "is given twice"));
         }
         if !common(&mut it, &mut loose, key, value)? && !rare(&mut it, &mut loose, asker, meta, key, value)? {
@@ -190,7 +194,6 @@ fn common<'p>(it: &mut ListRequest, loose: &mut Loose<'p>, key: &'p str, value: 
             "false" => it.extra = Some(it.extra.take().unwrap_or_default()),
             _ => return Err(Error::field("details", "must be true, false or total")),
         },
-        "total" => it.total |= yes(key, value)?,
         _ => return Ok(false),
     }
     Ok(true)
@@ -205,7 +208,12 @@ fn rare<'p>(
     key: &str,
     value: &'p str,
 ) -> Result<bool> {
+    if meta.has(key) && !MARKS.contains(&key) {
+        // A type's own field beats the word: of quotas, `scope` is one.
+        return Ok(false);
+    }
     match key {
+        "total" => it.total |= yes(key, value)?,
         "filter" => {
             loose.expressions += 1;
             if loose.expressions > MAX_FILTERS {
@@ -392,169 +400,6 @@ fn near(meta: &Meta, cred: &UserCred) -> bool {
         (meta.source.scope, cred.level),
         (Scope::All, _) | (_, Access::Admin) | (Scope::User, Access::User)
     )
-}
-
-impl ListRequest {
-    /// Whether the database can answer it in bounded time: by ids, or along
-    /// an index of `(field, created_at, id)` or `(field)`, as `index` and
-    /// `unique` of a field promise them. What is not sure is unbounded.
-    #[must_use]
-    pub fn cost(&self, meta: &Meta) -> Cost {
-        let odd = !self.filters.is_empty()
-            || self.search.is_some()
-            || self.total
-            || self.export.is_some()
-            || !self.distinct.is_empty()
-            || self.owner.is_some()
-            || self.deleted != Marked::Hidden;
-        if odd || self.plain.iter().any(|(_, values)| values.len() > 100) {
-            return Cost::Unbounded;
-        }
-        if self.plain.iter().any(|(field, _)| field.unique) {
-            return Cost::Bounded;
-        }
-        let indexed = |name: &str| meta.field(name).is_some_and(|f| f.index);
-        let first = self.order[0].column;
-        let ordered = indexed(first) && (self.order.len() == 1 || self.order[1].column == "id");
-        let filtered = match self.plain.as_slice() {
-            [] => true,
-            [(field, values)] => field.index && values.len() == 1 && matches!(first, "created_at" | "id"),
-            _ => false,
-        };
-        if self.near && self.offset <= 1000 && ordered && filtered { Cost::Bounded } else { Cost::Unbounded }
-    }
-
-    /// The query, with one row more than the page: it tells whether there is
-    /// more that way. A page before a marker comes in reverse.
-    pub(crate) fn select<T: Record>(&self, tx: &mut Tx<'_>) -> Result<Select<T>> {
-        self.select_after(tx, self.after.as_deref(), self.limit + 1)
-    }
-
-    /// The query of so many rows from a position on.
-    pub(crate) fn select_after<T: Record>(
-        &self,
-        tx: &mut Tx<'_>,
-        after: Option<&[Value<'static>]>,
-        limit: i64,
-    ) -> Result<Select<T>> {
-        let mut query = self.paged(T::meta(), after, limit);
-        cond::resolve(tx, &mut query.conds)?;
-        Ok(Select::of(query))
-    }
-
-    fn paged(&self, meta: &Meta, after: Option<&[Value<'static>]>, limit: i64) -> Query {
-        let reversed = |o: &Order| if self.back { o.reversed() } else { *o };
-        let mut query = self.query(meta);
-        query.order = self.order.iter().map(reversed).collect();
-        if let Some(values) = after {
-            query.conds.push(Cond::After(query.order.clone(), values.to_vec()));
-        }
-        query.limit = Some(limit);
-        query.offset = self.offset;
-        query
-    }
-
-    #[cfg(test)]
-    pub(super) fn page(&self, meta: &Meta) -> Query {
-        self.paged(meta, self.after.as_deref(), self.limit + 1)
-    }
-
-    /// The query without paging: to count, to group, or to go over all.
-    pub(crate) fn conditions<T: Record>(&self, tx: &mut Tx<'_>) -> Result<Select<T>> {
-        let mut query = self.query(T::meta());
-        cond::resolve(tx, &mut query.conds)?;
-        Ok(Select::of(query))
-    }
-
-    fn query(&self, meta: &Meta) -> Query {
-        let mut conds = Vec::with_capacity(self.plain.len() + self.filters.len() + 4);
-        conds.extend(self.owner.clone().and_then(Owner::cond));
-        conds.extend(self.pending.cond("pending_deleted").filter(|_| self.pending != Marked::Any));
-        conds.extend(self.plain.iter().map(|(field, values)| match values.as_slice() {
-            [one] => Cond::Compare(field.name, "=", one.clone()),
-            many => Cond::In(field.name, many.to_vec()),
-        }));
-        conds.extend(self.filters.iter().cloned());
-        conds.extend(self.search.clone());
-        // Kept prepared is what is asked often and has few forms.
-        let indexed = |name: &str| meta.field(name).is_some_and(|f| f.index);
-        let few = self.filters.is_empty()
-            && self.plain.len() <= 2
-            && self.plain.iter().all(|(field, _)| field.index)
-            && self.order.len() <= 2
-            && self.order.iter().all(|o| indexed(o.column));
-        Query { conds, deleted: self.deleted, rare: !few, ..Query::default() }
-    }
-
-    /// A query for `distinct_field`, with one row more than the page.
-    pub(crate) fn distinct_select<T: Record>(&self, tx: &mut Tx<'_>) -> Result<Select<T>> {
-        let mut select = self.conditions::<T>(tx)?;
-        select.query.order = self.distinct.iter().map(|field| Order::by(field, false)).collect();
-        select.query.limit = Some(self.limit + 1);
-        select.query.offset = self.offset;
-        select.query.rare = true;
-        Ok(select)
-    }
-
-    /// Where the page after this one begins, if there is one.
-    pub(crate) fn next_offset(&self) -> i64 {
-        self.offset.saturating_add(self.limit)
-    }
-
-    /// Whether rows come before the page's first, as far as the request tells.
-    pub(crate) fn begins_later(&self) -> bool {
-        self.after.is_some() || self.offset > 0
-    }
-
-    /// Where the client wants it to begin.
-    pub(crate) fn start(&self) -> Option<Vec<Value<'static>>> {
-        self.after.clone()
-    }
-
-    /// The marker of the page after this row, or before it.
-    pub(crate) fn marker<T: Record>(&self, row: &T, back: bool) -> String {
-        order::marker(&self.order, row, back)
-    }
-
-    /// The position after this row.
-    pub(crate) fn position<T: Record>(&self, row: &T) -> Vec<Value<'static>> {
-        order::position(&self.order, row).into_iter().map(Value::into_owned).collect()
-    }
-
-    /// Refuses what only a page of rows has, for answers that are none.
-    ///
-    /// # Errors
-    /// 400 that names the parameter.
-    pub(crate) fn only_conditions(params: &Params<'_>) -> Result<()> {
-        const PAGE: [&str; 12] = [
-            "field",
-            "exclude",
-            "limit",
-            "offset",
-            "marker",
-            "order_by",
-            "order",
-            "details",
-            "total",
-            "distinct_field",
-            "export",
-            "watch",
-        ];
-        match params.iter().find(|(key, _)| PAGE.contains(&key.as_ref())) {
-            Some((key, _)) => Err(Error::field(key.clone().into_owned(), "is for lists of rows only")),
-            None => Ok(()),
-        }
-    }
-
-    /// An error of the statement as the client may read it: what a database
-    /// does not take of a pattern is the client's fault, not ours.
-    pub(crate) fn blame(&self, error: Error) -> Error {
-        if self.regexp && error.kind() == Kind::Internal {
-            return Error::field("filter", "the database does not take this pattern of regexp")
-                .caused_by(error);
-        }
-        error
-    }
 }
 
 const _: () = assert!(MAX_VALUES <= MAX_BOUND);
