@@ -13,6 +13,8 @@ mod auth;
 mod bad_input;
 mod caches;
 mod crash;
+mod exports;
+mod filters;
 mod gateway;
 mod limits;
 mod lists;

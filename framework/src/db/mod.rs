@@ -30,7 +30,7 @@ pub use connection::{AnyConnection, Dialect, MultiBackend, MultiRow};
 pub use migrate::{MigrationSet, pending, revert, run as migrate};
 pub(crate) use pool::lock_key;
 pub use schema::differences;
-pub use sql::{FromRow, Sql, execute, load, load_one};
+pub use sql::{FromRow, Sql, each, execute, load, load_one};
 pub use value::{Column, ColumnType, RowReader, Value};
 
 /// Where the data is.

@@ -11,35 +11,33 @@ use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text, Untyped};
 use super::{AnyConnection, MultiBackend, RowReader, Value};
 use crate::Result;
 
-enum Piece<'a> {
-    Text(Cow<'static, str>),
-    Bind(Value<'a>),
-}
-
-/// A statement under construction.
+/// A statement under construction: one text, and where in it the values stand.
 #[derive(Default)]
 pub struct Sql<'a> {
-    pieces: Vec<Piece<'a>>,
+    text: String,
+    binds: Vec<(usize, Value<'a>)>,
     unbounded: bool,
 }
 
 impl<'a> Sql<'a> {
     /// Begins with a text.
     pub fn new(text: impl Into<Cow<'static, str>>) -> Self {
-        let mut it = Self { pieces: Vec::with_capacity(12), unbounded: false };
+        // What a list of a type with twenty fields takes.
+        let mut it =
+            Self { text: String::with_capacity(512), binds: Vec::with_capacity(8), unbounded: false };
         it.push(text);
         it
     }
 
     /// Adds text.
     pub fn push(&mut self, text: impl Into<Cow<'static, str>>) -> &mut Self {
-        self.pieces.push(Piece::Text(text.into()));
+        self.text.push_str(&text.into());
         self
     }
 
     /// Adds a bound value.
     pub fn bind(&mut self, value: impl Into<Value<'a>>) -> &mut Self {
-        self.pieces.push(Piece::Bind(value.into()));
+        self.binds.push((self.text.len(), value.into()));
         self
     }
 
@@ -70,11 +68,33 @@ impl<'a> Sql<'a> {
         self.push(if open == "(" { "(NULL)" } else { ")" })
     }
 
-    /// Adds another statement's pieces.
-    pub fn append(&mut self, mut other: Sql<'a>) -> &mut Self {
-        self.unbounded |= other.unbounded;
-        self.pieces.append(&mut other.pieces);
+    /// Says that clients can give the text more forms than are worth keeping
+    /// prepared.
+    pub fn unbounded(&mut self) -> &mut Self {
+        self.unbounded = true;
         self
+    }
+
+    /// Adds another statement's text and values.
+    pub fn append(&mut self, other: Sql<'a>) -> &mut Self {
+        self.unbounded |= other.unbounded;
+        let start = self.text.len();
+        self.text.push_str(&other.text);
+        self.binds.extend(other.binds.into_iter().map(|(at, value)| (start + at, value)));
+        self
+    }
+
+    /// The text with `?` where values stand.
+    #[cfg(test)]
+    pub(crate) fn shape(&self) -> String {
+        let (mut shape, mut from) = (String::new(), 0);
+        for (at, _) in &self.binds {
+            shape.push_str(&self.text[from..*at]);
+            shape.push('?');
+            from = *at;
+        }
+        shape.push_str(&self.text[from..]);
+        shape
     }
 }
 
@@ -83,18 +103,19 @@ impl QueryFragment<MultiBackend> for Sql<'_> {
         if self.unbounded {
             out.unsafe_to_cache_prepared();
         }
-        for piece in &self.pieces {
-            match piece {
-                Piece::Text(text) => out.push_sql(text),
-                Piece::Bind(Value::Text(Some(v))) => out.push_bind_param::<Text, str>(v)?,
-                Piece::Bind(Value::Text(None)) => {
-                    out.push_bind_param::<Nullable<Text>, Option<String>>(&None)?;
-                }
-                Piece::Bind(Value::Int(v)) => out.push_bind_param::<Nullable<BigInt>, Option<i64>>(v)?,
-                Piece::Bind(Value::Float(v)) => out.push_bind_param::<Nullable<Double>, Option<f64>>(v)?,
-                Piece::Bind(Value::Bool(v)) => out.push_bind_param::<Nullable<Bool>, Option<bool>>(v)?,
+        let mut from = 0;
+        for (at, value) in &self.binds {
+            out.push_sql(&self.text[from..*at]);
+            from = *at;
+            match value {
+                Value::Text(Some(v)) => out.push_bind_param::<Text, str>(v)?,
+                Value::Text(None) => out.push_bind_param::<Nullable<Text>, Option<String>>(&None)?,
+                Value::Int(v) => out.push_bind_param::<Nullable<BigInt>, Option<i64>>(v)?,
+                Value::Float(v) => out.push_bind_param::<Nullable<Double>, Option<f64>>(v)?,
+                Value::Bool(v) => out.push_bind_param::<Nullable<Bool>, Option<bool>>(v)?,
             }
         }
+        out.push_sql(&self.text[from..]);
         Ok(())
     }
 }
@@ -140,12 +161,28 @@ tuple_from_row!(A, B, C, D, E, F, G, H);
 /// # Errors
 /// What the database says.
 pub fn load<T: FromRow>(conn: &mut AnyConnection, sql: Sql<'_>) -> Result<Vec<T>> {
-    let cursor = LoadConnection::load(conn, sql)?;
     let mut rows = Vec::new();
-    for row in cursor {
-        rows.push(T::from_row(&mut RowReader::new(&row?))?);
-    }
+    each(conn, sql, |row| {
+        rows.push(T::from_row(row)?);
+        Ok(())
+    })?;
     Ok(rows)
+}
+
+/// Runs a statement and calls back with each row that it answers: for columns
+/// whose types are known at run time only.
+///
+/// # Errors
+/// What the database or the callback says.
+pub fn each(
+    conn: &mut AnyConnection,
+    sql: Sql<'_>,
+    mut read: impl FnMut(&mut RowReader<'_, '_, '_>) -> Result<()>,
+) -> Result<()> {
+    for row in LoadConnection::load(conn, sql)? {
+        read(&mut RowReader::new(&row?))?;
+    }
+    Ok(())
 }
 
 /// Runs a statement that answers at most one row.

@@ -2,8 +2,11 @@
 //! resource. Generic over the type and as thin as can be; what needs only
 //! metadata is in functions that are compiled once.
 
+mod export;
+mod lists;
 mod pipeline;
 
+pub use export::{Chunk, Place};
 pub(crate) use pipeline::enveloped;
 
 use std::any::{Any, TypeId};
@@ -11,7 +14,7 @@ use std::marker::PhantomData;
 
 use crate::ctx::Tx;
 use crate::model::{Action, ActionInput, Manager, Meta};
-use crate::query::ListRequest;
+use crate::query::{ListRequest, Visible};
 use crate::quota::QuotaUse;
 use crate::{Error, Result};
 
@@ -73,6 +76,22 @@ pub trait ResourceHandler: Send + Sync {
     /// # Errors
     /// As the hooks say.
     fn list(&self, tx: &mut Tx<'_>, request: &ListRequest) -> Result<Reply>;
+    /// The next rows of `GET /<plural>?export=`.
+    ///
+    /// # Errors
+    /// As the hooks say.
+    fn export(&self, tx: &mut Tx<'_>, request: &ListRequest, place: &Place) -> Result<Chunk>;
+    /// `GET /<plural>/statistics`.
+    ///
+    /// # Errors
+    /// As the hooks say.
+    fn statistics(&self, tx: &mut Tx<'_>, request: &ListRequest) -> Result<Reply>;
+    /// What narrows the type's rows to those that the caller may see, for
+    /// conditions on rows that refer to them.
+    ///
+    /// # Errors
+    /// As the hooks say.
+    fn visible(&self, tx: &mut Tx<'_>) -> Result<Visible>;
     /// `GET /<plural>/<id>`.
     ///
     /// # Errors
@@ -157,7 +176,21 @@ impl<T: Manager> ResourceHandler for Handler<T> {
     }
 
     fn list(&self, tx: &mut Tx<'_>, request: &ListRequest) -> Result<Reply> {
-        pipeline::list::<T>(tx, request)
+        lists::list::<T>(tx, request)
+    }
+
+    fn export(&self, tx: &mut Tx<'_>, request: &ListRequest, place: &Place) -> Result<Chunk> {
+        export::chunk::<T>(tx, request, place)
+    }
+
+    fn statistics(&self, tx: &mut Tx<'_>, request: &ListRequest) -> Result<Reply> {
+        lists::statistics::<T>(tx, request)
+    }
+
+    fn visible(&self, tx: &mut Tx<'_>) -> Result<Visible> {
+        let mut select = T::select();
+        T::list_item_filter(tx, &mut select)?;
+        Ok(select.visible(tx.cred()))
     }
 
     fn get(&self, tx: &mut Tx<'_>, id: &str, shown: &Shown) -> Result<Reply> {

@@ -6,7 +6,6 @@ use crate::ctx::{Tx, snapshot};
 use crate::model::{
     Action, ActionInput, ActionKind, ActionOutput, Extra, JsonObject, Manager, Meta, Mode, Record, Run,
 };
-use crate::query::ListRequest;
 use crate::{Error, Result};
 
 /// The row, if the caller may see it; `lock` to change it.
@@ -36,7 +35,14 @@ pub(super) fn find<T: Manager>(tx: &mut Tx<'_>, id: &str, lock: bool) -> Result<
     Ok(row)
 }
 
-fn write_row<T: Record>(out: &mut Vec<u8>, row: &T, mask: u64, extra: &Extra, shown: Option<&[String]>) {
+/// Writes a row as the caller may see it.
+pub(super) fn write_row<T: Record>(
+    out: &mut Vec<u8>,
+    row: &T,
+    mask: u64,
+    extra: &Extra,
+    shown: Option<&[String]>,
+) {
     let mut object = JsonObject::open(out, mask);
     row.view(&mut object);
     for (name, value) in extra.members() {
@@ -71,47 +77,6 @@ pub(super) fn reply<T: Manager>(tx: &mut Tx<'_>, row: &T, shown: &Shown) -> Resu
     body.push(b'}');
     let anon = row.base().anon();
     Ok(Reply { body, version: Some(anon.version), id: Some(anon.id.clone()), task })
-}
-
-pub(super) fn list<T: Manager>(tx: &mut Tx<'_>, request: &ListRequest) -> Result<Reply> {
-    let mut select = request.select::<T>();
-    T::list_item_filter(tx, &mut select)?;
-    let mut rows = select.rows(tx)?;
-    let limit = usize::try_from(request.limit).unwrap_or(usize::MAX);
-    let more = rows.len() > limit;
-    rows.truncate(limit);
-    let mut extra = vec![Extra::default(); rows.len()];
-    if !rows.is_empty() && request.extra.as_ref().is_none_or(|names| !names.is_empty()) {
-        T::get_customize_columns(tx, &rows, &mut extra)?;
-    }
-    let total = if request.total {
-        let mut select = request.conditions::<T>();
-        T::list_item_filter(tx, &mut select)?;
-        Some(select.count(tx)?)
-    } else {
-        None
-    };
-    let mut body = Vec::with_capacity(512 * rows.len() + 128);
-    let envelope = JsonObject::open(&mut body, 0);
-    envelope.raw(T::meta().plural());
-    body.push(b'[');
-    for (i, (row, extra)) in rows.iter().zip(&extra).enumerate() {
-        if i > 0 {
-            body.push(b',');
-        }
-        write_row(&mut body, row, request.mask, extra, request.extra.as_deref());
-    }
-    body.push(b']');
-    let mut rest = JsonObject::resume(&mut body);
-    rest.member("limit", &request.limit);
-    if let (true, Some(last)) = (more, rows.last()) {
-        rest.member("next_marker", &request.marker(last));
-    }
-    if let Some(total) = total {
-        rest.member("total", &total);
-    }
-    rest.close();
-    Ok(Reply { body, ..Reply::default() })
 }
 
 pub(super) fn get<T: Manager>(tx: &mut Tx<'_>, id: &str, shown: &Shown) -> Result<Reply> {

@@ -48,6 +48,11 @@ fn full(of: &Type) -> Value {
     value["extra"] =
         meta.source.extra.iter().map(|(name, doc)| json!({"name": name, "description": doc})).collect();
     value["actions"] = of.actions.values().map(|a| action(a, &mut generator)).collect();
+    if meta.source.verbs.list != crate::auth::Access::Never {
+        let path = format!("/{}/statistics", meta.plural());
+        value["statistics"] = json!({"path": path, "by_status": meta.has("status")});
+        value["exports"] = json!(["csv", "ndjson"]);
+    }
     value["schemas"] = json!(generator.take_definitions(true));
     value
 }
@@ -66,6 +71,11 @@ fn field(it: &Field, generator: &mut SchemaGenerator) -> Value {
         "update": it.update,
         "default": it.default,
         "unique": it.unique,
+        "operators": if it.stored && it.list != crate::auth::Access::Never {
+            json!(crate::query::operators(it))
+        } else {
+            json!([])
+        },
         "indexed": it.index,
         "searched": it.search,
         "references": it.references,

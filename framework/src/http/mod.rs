@@ -3,6 +3,7 @@
 //! details, `Server-Timing`, limits.
 
 mod discovery;
+mod export;
 mod openapi;
 mod problem;
 mod request;
@@ -165,7 +166,7 @@ fn observe(
 
 fn respond(answer: Answer, id: &str) -> HttpResponse {
     let mut builder = HttpResponseBuilder::new(answer.status);
-    builder.content_type("application/json");
+    builder.content_type(answer.export.as_ref().map_or("application/json", |it| it.content_type));
     builder.insert_header(("X-Request-Id", id));
     builder.insert_header((header::CACHE_CONTROL, "no-store"));
     builder.insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"));
@@ -177,6 +178,11 @@ fn respond(answer: Answer, id: &str) -> HttpResponse {
     }
     if let Some(location) = &answer.location {
         builder.insert_header((header::LOCATION, location.as_str()));
+    }
+    if let Some(export) = answer.export {
+        let disposition = format!("attachment; filename=\"{}\"", export.file);
+        builder.insert_header((header::CONTENT_DISPOSITION, disposition));
+        return builder.body(export.body);
     }
     builder.body(answer.reply.body)
 }
@@ -199,7 +205,7 @@ async fn handle(
     };
     *user = Some(cred.clone());
     let segments = request::segments(req.uri().path())?;
-    let params = request::query_params(req.uri().query().unwrap_or_default())?;
+    let mut params = request::query_params(req.uri().query().unwrap_or_default())?;
     let found = route::route(&app.core, req.method(), &segments);
     let (of, target) = match found {
         Ok(found) => found,
@@ -208,6 +214,11 @@ async fn handle(
             return Err(error);
         }
     };
+    if let (Target::List, Some(format)) = (&target, export::wanted(req.headers()))
+        && params.iter().all(|(key, _)| key != "export")
+    {
+        params.push(("export".into(), format.into()));
+    }
     if let Some(of) = of {
         *resource = of.handler.meta().plural();
     }
@@ -223,6 +234,7 @@ async fn handle(
             location: None,
             statements: 0,
             db: Duration::ZERO,
+            export: None,
         });
     };
     run::run(of, target, ctx, &params, body, if_match(req)?).await

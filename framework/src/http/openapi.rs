@@ -186,61 +186,110 @@ fn parameter(name: &str, place: &str, required: bool, schema: Value, doc: &str) 
     json!({"name": name, "in": place, "required": required, "schema": schema, "description": doc})
 }
 
-fn list_parameters(meta: &Meta, generator: &mut SchemaGenerator) -> Value {
-    let fields: Vec<_> = meta.stored().filter(|f| f.list != Access::Never).collect();
-    let names: Vec<_> = fields.iter().map(|f| f.name).collect();
-    let mut selectable = names.clone();
-    selectable.extend(meta.source.extra.iter().map(|(name, _)| *name));
+/// The parameters that say which rows, of lists and of statistics.
+fn filter_parameters(meta: &Meta, generator: &mut SchemaGenerator) -> Vec<Value> {
+    let query = |name: &str, schema: Value, doc: &str| parameter(name, "query", false, schema, doc);
+    let texts = || json!({"type": "array", "items": {"type": "string"}});
     let mut parameters = vec![
-        parameter(
-            "limit",
-            "query",
-            false,
-            json!({"type": "integer", "minimum": 1}),
-            "Rows of the page; at most 1000.",
+        query(
+            "filter",
+            texts(),
+            "`field.op(value, …)`; the field may lie behind a reference, as `template.name` does. All of them must hold.",
         ),
-        parameter("marker", "query", false, json!({"type": "string"}), "`next_marker` of the page before."),
-        parameter(
-            "offset",
-            "query",
-            false,
-            json!({"type": "integer", "minimum": 0}),
-            "Rows to skip: the slow way.",
-        ),
-        parameter("search", "query", false, json!({"type": "string"}), "Text to find, in any case."),
-        parameter(
-            "order_by",
-            "query",
-            false,
-            json!({"type": "array", "items": {"enum": names}}),
-            "Fields to order by.",
-        ),
-        parameter("order", "query", false, json!({"enum": ["asc", "desc"]}), "The direction."),
-        parameter(
-            "field",
-            "query",
-            false,
-            json!({"type": "array", "items": {"enum": selectable}}),
-            "Fields to show.",
-        ),
-        parameter(
-            "details",
-            "query",
-            false,
-            json!({"enum": ["true", "false", "total"]}),
-            "`total`: count all rows.",
+        query("filter_any", json!({"type": "boolean"}), "Any of the `filter` is enough."),
+        query("search", texts(), "Text to find in the searched fields, in any ASCII case; any of several."),
+        query(
+            "scope",
+            json!({"enum": ["user", "project", "domain", "system"]}),
+            "Whose rows, within what the caller may see.",
         ),
     ];
-    for field in fields {
+    // A type's own field beats a word.
+    parameters.retain(|it| !it["name"].as_str().is_some_and(|name| meta.has(name)));
+    let marks = [("deleted", "For administrators: deleted rows."), ("pending_deleted", "Rows in the bin.")];
+    for (name, doc) in marks.into_iter().filter(|(name, _)| meta.has(name)) {
+        parameters.push(query(name, json!({"enum": ["true", "false", "any"]}), doc));
+    }
+    for field in meta.stored().filter(|f| f.list != Access::Never && !marks.iter().any(|(m, _)| *m == f.name))
+    {
         let mut schema = property(field, generator);
         if let Some(map) = schema.as_object_mut() {
             map.remove("description");
             map.remove("maxLength");
         }
         let values = json!({"type": "array", "items": schema});
-        parameters.push(parameter(field.name, "query", false, values, &format!("Equal to. {}", field.doc)));
+        parameters.push(query(field.name, values, &format!("Equal to. {}", field.doc)));
     }
+    parameters
+}
+
+fn list_parameters(meta: &Meta, generator: &mut SchemaGenerator) -> Value {
+    let query = |name: &str, schema: Value, doc: &str| parameter(name, "query", false, schema, doc);
+    let names: Vec<_> = meta.stored().filter(|f| f.list != Access::Never).map(|f| f.name).collect();
+    let ordered: Vec<_> = names.iter().flat_map(|name| [(*name).to_owned(), format!("-{name}")]).collect();
+    let mut selectable = names.clone();
+    selectable.extend(meta.source.extra.iter().map(|(name, _)| *name));
+    let count = |least: u32| json!({"type": "integer", "minimum": least});
+    let several = |names: &[&str]| json!({"type": "array", "items": {"enum": names}});
+    let mut parameters = vec![
+        query("limit", count(1), "Rows of the page; at most 1000."),
+        query(
+            "marker",
+            json!({"type": "string"}),
+            "`next_marker` of the page before, or `previous_marker` of the one after.",
+        ),
+        query("offset", count(0), "Rows to skip: the slow way."),
+        query(
+            "order_by",
+            json!({"type": "array", "items": {"enum": ordered}}),
+            "Fields to order by; with a `-`, downwards.",
+        ),
+        query("order", json!({"enum": ["asc", "desc"]}), "The direction of fields without a sign."),
+        query("field", several(&selectable), "Fields to show."),
+        query("exclude", several(&selectable), "Fields to leave out."),
+        query(
+            "details",
+            json!({"enum": ["true", "false", "total"]}),
+            "`false`: stored fields only; `total`: count all rows.",
+        ),
+        query("total", json!({"type": "boolean"}), "Count all rows."),
+        query("distinct_field", several(&names), "The different values of these fields, in place of rows."),
+        query("export", json!({"enum": ["csv", "ndjson"]}), "The whole list, as a file."),
+    ];
+    parameters.retain(|it| !it["name"].as_str().is_some_and(|name| meta.has(name)));
+    parameters.extend(filter_parameters(meta, generator));
     parameters.into()
+}
+
+/// The answer of a list.
+fn page(plural: &str, name: &str) -> Value {
+    let text = || json!({"schema": {"type": "string"}});
+    json!({"description": "A page.", "content": {
+        "application/json": {"schema": {
+            "type": "object", "required": [plural, "limit"], "properties": {
+                plural: {"type": "array", "items": reference(name)},
+                "limit": {"type": "integer"}, "total": {"type": "integer"},
+                "next_marker": {"type": "string", "description": "There are rows after these."},
+                "previous_marker": {"type": "string", "description": "There are rows before these."},
+                "next_offset": {"type": "integer", "description": "Of `distinct_field`: there are more values."},
+            },
+        }},
+        "text/csv": text(), "application/x-ndjson": text(),
+    }})
+}
+
+/// `GET /<plural>/statistics`.
+fn statistics(meta: &Meta, generator: &mut SchemaGenerator) -> Value {
+    let plural = meta.plural();
+    let numbers = json!({"type": "object", "required": ["total"], "properties": {
+        "total": {"type": "integer"},
+        "by_status": {"type": "object", "additionalProperties": {"type": "integer"}},
+    }});
+    let ok = json!({"description": "How many rows there are.", "content": enveloped(plural, &numbers)});
+    let summary = format!("Count {plural}, also by status");
+    let mut it = operation(&format!("{plural}.statistics"), plural, &summary, ("200", ok));
+    it["parameters"] = filter_parameters(meta, generator).into();
+    it
 }
 
 fn type_paths(
@@ -266,15 +315,11 @@ fn type_paths(
     let mut class = Map::new();
     let mut item = Map::new();
     if verbs.list != Access::Never {
-        let page = json!({"description": "A page.", "content": {"application/json": {"schema": {
-            "type": "object", "required": [plural, "limit"], "properties": {
-                plural: {"type": "array", "items": reference(&name)},
-                "limit": {"type": "integer"}, "next_marker": {"type": "string"}, "total": {"type": "integer"},
-            },
-        }}}});
-        let mut it = operation(&format!("{plural}.list"), plural, &format!("List {plural}"), ("200", page));
+        let ok = ("200", page(plural, &name));
+        let mut it = operation(&format!("{plural}.list"), plural, &format!("List {plural}"), ok);
         it["parameters"] = list_parameters(meta, generator);
         class.insert("get".into(), it);
+        paths.insert(format!("/{plural}/statistics"), json!({"get": statistics(meta, generator)}));
     }
     if verbs.create != Access::Never {
         let mut it =
@@ -284,8 +329,10 @@ fn type_paths(
     }
     if verbs.get != Access::Never {
         let mut it = operation(&format!("{plural}.get"), plural, &format!("Get a {keyword}"), ("200", row()));
-        it["parameters"] =
-            json!([parameter("field", "query", false, json!({"type": "string"}), "Fields to show.")]);
+        it["parameters"] = json!([
+            parameter("field", "query", false, json!({"type": "string"}), "Fields to show."),
+            parameter("exclude", "query", false, json!({"type": "string"}), "Fields to leave out."),
+        ]);
         item.insert("get".into(), it);
     }
     if verbs.update != Access::Never {

@@ -13,6 +13,7 @@ use crate::{Error, Kind, Result};
 pub(super) enum Target {
     Discovery(Option<String>),
     List,
+    Statistics,
     Create,
     Get(String),
     Update(String),
@@ -56,6 +57,7 @@ pub(super) fn route<'a>(
         [_] => return Err(not_allowed("GET, POST")),
         [_, name] if read => match action(ActionKind::Property, name) {
             Some(found) => Target::Action(found, None),
+            None if name == "statistics" => Target::Statistics,
             None => Target::Get(name.to_string()),
         },
         [_, name] if *method == Method::POST => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use actix_web::http::StatusCode;
 use actix_web::web;
 
+use super::export::{self, Export};
 use super::route::Target;
 use crate::auth::UserCred;
 use crate::ctx::Ctx;
@@ -22,6 +23,8 @@ pub(super) struct Answer {
     pub(super) location: Option<String>,
     pub(super) statements: u32,
     pub(super) db: Duration,
+    /// A body of its own, in place of the reply's.
+    pub(super) export: Option<Export>,
 }
 
 /// The name of the class lock: one for each owner, so that nobody waits for a
@@ -37,7 +40,7 @@ fn class_lock(meta: &Meta, cred: &UserCred) -> Lock {
 
 /// Parameters that only a list has are refused elsewhere, like all unknown ones.
 fn shown(meta: &Meta, params: &query::Params<'_>, cred: &UserCred) -> Result<Shown> {
-    if let Some((key, _)) = params.iter().find(|(key, _)| key != "field") {
+    if let Some((key, _)) = params.iter().find(|(key, _)| key != "field" && key != "exclude") {
         return Err(Error::field(key.clone().into_owned(), "is not a known parameter"));
     }
     if params.is_empty() {
@@ -73,14 +76,28 @@ pub(super) async fn run(
         location: None,
         statements: done.statements,
         db: done.time,
+        export: None,
     };
     match target {
         Target::Discovery(_) => Err(Error::internal("discovery is no resource")),
         Target::List => {
             allowed(verbs.list, "list")?;
-            let request = query::parse(meta, params, cred.level)?;
+            let request = query::parse(&ctx, meta, params)?;
+            if let Some(format) = request.export {
+                let done = export::start(handler, ctx, request, format).await?;
+                let export = Some(done.value);
+                let done = Done { value: Reply::default(), statements: done.statements, time: done.time };
+                return Ok(Answer { export, ..ok(StatusCode::OK, done) });
+            }
             let cost = request.cost(meta);
             let done = ctx.read(cost, move |tx| handler.list(tx, &request)).await?;
+            Ok(ok(StatusCode::OK, done))
+        }
+        Target::Statistics => {
+            allowed(verbs.list, "list")?;
+            query::ListRequest::only_conditions(params)?;
+            let request = query::parse(&ctx, meta, params)?;
+            let done = ctx.read(Cost::Unbounded, move |tx| handler.statistics(tx, &request)).await?;
             Ok(ok(StatusCode::OK, done))
         }
         Target::Get(id) => {
@@ -169,7 +186,14 @@ async fn act(
         Some(task) => (StatusCode::ACCEPTED, Some(format!("/tasks/{task}"))),
         None => (StatusCode::OK, None),
     };
-    Ok(Answer { status, reply: done.value, location, statements: done.statements, db: done.time })
+    Ok(Answer {
+        status,
+        reply: done.value,
+        location,
+        statements: done.statements,
+        db: done.time,
+        export: None,
+    })
 }
 
 async fn show(

@@ -175,12 +175,6 @@ impl Meta {
         self.get[caller as usize] | self.list[caller as usize]
     }
 
-    /// Bits of the named fields.
-    pub(crate) fn mask_of(&self, names: &[&str]) -> u64 {
-        let bit = |(i, f): (usize, &&'static Field)| u64::from(names.contains(&f.name)) << i;
-        self.fields.iter().enumerate().map(bit).sum()
-    }
-
     /// Whether it refers to a cached type, so that its reads carry the
     /// caches' generation with them. Set by the registry, which knows all types.
     pub(crate) fn fenced(&self) -> bool {
