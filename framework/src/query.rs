@@ -321,7 +321,7 @@ fn scope_of(meta: &Meta, cred: &UserCred) -> Option<UserScope> {
     let scope = |column, value: &String| Some(UserScope { column, value: value.clone() });
     match (meta.source.scope, cred.level) {
         (Scope::All, _) | (_, Access::Admin) => None,
-        (_, Access::Domain) => scope("domain_id", &cred.domain_id),
+        (_, Access::Domain) | (Scope::Domain, _) => scope("domain_id", &cred.domain_id),
         (Scope::Project, _) => scope("project_id", &cred.project_id),
         (Scope::User, _) => scope("user_id", &cred.user_id),
     }
