@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{Webhook, send};
+use crate::auth::Access;
 use crate::ctx::{Ctx, Tx};
 use crate::db::Cost;
 use crate::dispatch::{IfMatch, Shown};
@@ -122,6 +123,19 @@ pub(crate) async fn admit(
     Ok(it)
 }
 
+/// The input as webhooks see it: without what is nobody's to read. Inputs of
+/// actions have no metadata, so what sounds like a secret is taken for one.
+fn shown(meta: &Meta, input: &Map<String, Value>) -> Map<String, Value> {
+    let secret = |name: &str| match meta.field(name) {
+        Some(field) => field.list == Access::Never && field.get == Access::Never,
+        None => ["password", "secret", "token"].iter().any(|word| name.contains(word)),
+    };
+    let shown = |(name, value): (&String, &Value)| {
+        (name.clone(), if secret(name) { "***".into() } else { value.clone() })
+    };
+    input.iter().map(shown).collect()
+}
+
 /// Asks one webhook; gives what it changes.
 async fn ask(
     ctx: &Ctx,
@@ -140,7 +154,7 @@ async fn ask(
             "id": cred.user_id, "name": cred.user_name, "domain_id": cred.domain_id,
             "project_id": cred.project_id, "roles": cred.roles, "level": cred.level,
         },
-        "input": input,
+        "input": shown(meta, input),
         "object": object,
     });
     let verdict = match answer(ctx, hook, event, question.to_string()).await {

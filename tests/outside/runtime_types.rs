@@ -1,0 +1,832 @@
+//! Types that an administrator defines while the server runs.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, Client, House, Kind, at_once, body, key, kill, random, until};
+
+on_each_database!(
+    a_type_is_defined_and_its_rows_are_as_all_others,
+    rows_are_their_owners,
+    ranks_of_types_and_fields_hold,
+    only_administrators_define_types,
+    values_are_judged_by_their_fields,
+    filters_orders_and_pages_work,
+    unique_values_are_unique,
+    references_hold_in_both_directions,
+    a_changed_type_keeps_its_rows,
+    a_change_that_would_lose_or_break_rows_is_refused,
+    a_type_in_use_is_deleted_by_force_only,
+    documents_tell_of_it_at_once,
+    names_that_are_taken_reserved_or_wicked_are_refused,
+    a_second_server_follows,
+    requests_during_changes_never_fail_badly,
+    of_many_definitions_of_one_name_one_succeeds,
+    a_kill_in_the_middle_of_a_change_leaves_the_old_or_the_new,
+    a_change_does_not_wait_for_ever,
+    the_tables_agree_with_the_definitions,
+    what_happens_to_types_is_in_the_audit,
+);
+
+/// Devices, which belong to users, with a field of each kind.
+fn device() -> Value {
+    json!({
+        "keyword": "device", "plural": "devices", "description": "A thing with a plug.",
+        "fields": [
+            {"name": "serial", "required": true, "unique": "all", "max": 16, "search": true, "description": "On its back."},
+            {"name": "watts", "type": "integer", "min": 1, "max": 4000, "default": 60, "index": true},
+            {"name": "weight", "type": "number"},
+            {"name": "on", "type": "boolean", "default": false},
+            {"name": "bought", "type": "time"},
+            {"name": "about", "type": "json"},
+            {"name": "labels", "type": "list", "default": []},
+            {"name": "color", "choices": ["red", "green"], "default": "red"},
+        ],
+    })
+}
+
+#[track_caller]
+fn define(admin: &Client, definition: &Value) -> Value {
+    admin.post("/resource-types", &body("resource-type", definition.clone())).expect(201).of("resource-type")
+}
+
+#[track_caller]
+fn ids(client: &Client, path: &str) -> Vec<String> {
+    let rows = client.get(path).expect(200).json();
+    let rows = rows.as_object().unwrap().values().find_map(Value::as_array).unwrap().clone();
+    rows.iter().map(|it| key(it, "name")).collect()
+}
+
+#[track_caller]
+fn blames(answer: Answer, status: u16, class: &str, fields: &[&str]) {
+    assert_eq!(answer.refused(status, class).blamed(), fields);
+}
+
+fn a_type_is_defined_and_its_rows_are_as_all_others(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    admin.get("/devices").expect(404);
+    let made = define(&admin, &device());
+    assert_eq!(made["id"], "device");
+    assert_eq!(made["path"], "/devices");
+    let ann = admin.member("ann");
+    let answer = ann
+        .post(
+            "/devices",
+            &body(
+                "device",
+                json!({"name": "lamp", "serial": "A1", "weight": 1.5, "bought": "2026-01-31T12:00:00Z",
+                   "about": {"a": [1, null]}, "labels": ["x", "y"]}),
+            ),
+        )
+        .expect(201);
+    let lamp = answer.of("device");
+    assert_eq!(answer.header("location"), format!("/devices/{}", key(&lamp, "id")));
+    assert!(answer.statements() <= 5, "{}", answer.statements());
+    for (name, value) in [
+        ("serial", json!("A1")),
+        ("watts", json!(60)),
+        ("weight", json!(1.5)),
+        ("on", json!(false)),
+        ("bought", json!("2026-01-31T12:00:00Z")),
+        ("about", json!({"a": [1, null]})),
+        ("labels", json!(["x", "y"])),
+        ("color", json!("red")),
+        ("status", json!("ready")),
+        ("user_id", json!(ann.user_id())),
+    ] {
+        assert_eq!(lamp[name], value, "{name}");
+    }
+    let got = ann.get("/devices/lamp").expect(200);
+    assert_eq!(got.of("device"), lamp);
+    assert_eq!(got.statements(), 1);
+    // Changes, their versions and the way back.
+    let changed = ann.put("/devices/lamp", &json!({"watts": 40, "on": true, "weight": null})).expect(200);
+    assert_eq!(changed.header("etag"), "\"2\"");
+    let row = changed.of("device");
+    assert_eq!((&row["watts"], &row["on"], &row["weight"]), (&json!(40), &json!(true), &Value::Null));
+    let stale = ann.send("PUT", "/devices/lamp", &[("If-Match", "\"1\"")], Some(b"{\"watts\": 5}"));
+    stale.refused(412, "PreconditionFailedError");
+    ann.delete("/devices/lamp").expect(200);
+    ann.get("/devices/lamp").refused(404, "ResourceNotFoundError");
+    ann.post("/devices/lamp/dance", &json!({})).refused(404, "ActionNotFoundError");
+    // The name and the serial number are free again.
+    ann.post("/devices", &json!({"name": "lamp", "serial": "A1"})).expect(201);
+    // It is there after a restart.
+    drop(server);
+    let server = house.serve(&[]);
+    let ann = ann.at(&server.base);
+    assert_eq!(ids(&ann, "/devices"), ["lamp"]);
+}
+
+fn rows_are_their_owners(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    for owner in ["none", "domain", "project", "user"] {
+        let ranks = json!({"read": "user", "write": "user"});
+        define(&admin, &json!({"keyword": format!("of_{owner}"), "owner": owner, "access": ranks}));
+    }
+    let (ann, bob) = (admin.member("ann"), admin.member("bob"));
+    // Members of one project, in one domain.
+    let same_project = ann.post("/of_projects", &json!({"name": "x"})).expect(201).of("of_project");
+    let project = key(&same_project, "project_id");
+    for (owner, seen) in [("none", true), ("domain", true), ("user", false)] {
+        let path = format!("/of_{owner}s");
+        let row = ann.post(&path, &json!({"name": "hers"})).expect(201).of(&format!("of_{owner}"));
+        let one = format!("{path}/{}", key(&row, "id"));
+        assert_eq!(ids(&bob, &path).len(), usize::from(seen), "{owner}");
+        bob.get(&one).expect(if seen { 200 } else { 404 });
+        bob.put(&one, &json!({"description": "mine"})).expect(if seen { 200 } else { 404 });
+        bob.delete(&one).expect(if seen { 200 } else { 404 });
+        assert_eq!(ids(&admin, &path).len(), usize::from(!seen), "{owner}: administrators see all");
+        ann.nobody().get(&path).refused(401, "UnauthorizedError");
+    }
+    let his = bob.post("/of_projects", &json!({"name": "y"})).expect(201).of("of_project");
+    let shared = key(&his, "project_id") == project;
+    assert_eq!(ids(&bob, "/of_projects").len(), if shared { 2 } else { 1 });
+    // Names are unique among those of one owner.
+    ann.post("/of_users", &json!({"name": "same"})).expect(201);
+    bob.post("/of_users", &json!({"name": "same"})).expect(201);
+    ann.post("/of_users", &json!({"name": "same"})).refused(409, "DuplicateNameError");
+    ann.post("/of_nones", &json!({"name": "same"})).expect(201);
+    blames(bob.post("/of_nones", &json!({"name": "same"})), 409, "DuplicateNameError", &["name"]);
+}
+
+fn ranks_of_types_and_fields_hold(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    let ann = admin.member("ann");
+    define(
+        &admin,
+        &json!({"keyword": "rule", "owner": "none", "access": {"read": "user", "delete": "never"}, "fields": [
+            {"name": "open"},
+            {"name": "cost", "type": "integer", "list": "admin"},
+            {"name": "detail", "list": "never", "get": "user"},
+            {"name": "secret", "list": "never"},
+            {"name": "fixed", "update": "never"},
+        ]}),
+    );
+    let fields = json!({"name": "r", "open": "o", "cost": 5, "detail": "d", "secret": "s", "fixed": "f"});
+    ann.post("/rules", &fields).refused(403, "ForbiddenError");
+    admin.post("/rules", &fields).expect(201);
+    let seen = ann.get("/rules/r").expect(200).of("rule");
+    assert_eq!((&seen["open"], &seen["detail"]), (&json!("o"), &json!("d")));
+    assert!(seen.get("cost").is_none() && seen.get("secret").is_none(), "{seen}");
+    let listed = &ann.get("/rules").expect(200).of("rules")[0];
+    assert!(listed.get("detail").is_none() && listed.get("cost").is_none(), "{listed}");
+    assert_eq!(admin.get("/rules").expect(200).of("rules")[0]["cost"], 5);
+    // What one may not see one may not ask by.
+    blames(ann.get("/rules?cost=5"), 400, "InputParameterError", &["cost"]);
+    blames(ann.get("/rules?order_by=cost"), 400, "InputParameterError", &["order_by"]);
+    ann.put("/rules/r", &json!({"open": "x"})).refused(403, "ForbiddenError");
+    ann.delete("/rules/r").refused(403, "ForbiddenError");
+    admin.delete("/rules/r").refused(403, "ForbiddenError");
+    blames(admin.put("/rules/r", &json!({"fixed": "x"})), 400, "InputParameterError", &["fixed"]);
+    // A field for administrators in a type of everybody.
+    define(
+        &admin,
+        &json!({"keyword": "note", "fields": [{"name": "stamp", "create": "admin", "update": "admin"}]}),
+    );
+    blames(ann.post("/notes", &json!({"name": "n", "stamp": "x"})), 403, "ForbiddenError", &["stamp"]);
+    ann.post("/notes", &json!({"name": "n"})).expect(201);
+    blames(ann.put("/notes/n", &json!({"stamp": "x"})), 403, "ForbiddenError", &["stamp"]);
+    // What an owner is made of is not for clients.
+    blames(ann.post("/notes", &json!({"name": "m", "user_id": "x"})), 400, "InputParameterError", &["user_id"]);
+    assert!(!server.logged().contains("\"s\""), "no values in the log");
+}
+
+fn only_administrators_define_types(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    let ann = admin.member("ann");
+    ann.nobody().post("/resource-types", &device()).refused(401, "UnauthorizedError");
+    ann.post("/resource-types", &device()).refused(403, "ForbiddenError");
+    define(&admin, &device());
+    ann.get("/resource-types").refused(403, "ForbiddenError");
+    ann.get("/resource-types/device").refused(403, "ForbiddenError");
+    ann.put("/resource-types/device", &json!({"fields": []})).refused(403, "ForbiddenError");
+    ann.delete("/resource-types/device").refused(403, "ForbiddenError");
+    ann.delete("/resource-types/device?force=true").refused(403, "ForbiddenError");
+    // Force is for those who know it.
+    blames(ann.delete("/devices/x?force=true"), 400, "InputParameterError", &["force"]);
+    blames(admin.delete("/resource-types/device?force=maybe"), 400, "InputParameterError", &["force"]);
+    blames(admin.delete("/resource-types/device?fource=true"), 400, "InputParameterError", &["fource"]);
+    for name in ["table_name", "serial", "keyword", "plural", "owner"] {
+        let answer = admin.put("/resource-types/device", &json!({name: "spaces"}));
+        blames(answer, 400, "InputParameterError", &[name]);
+    }
+    ann.get("/devices").expect(200);
+}
+
+fn values_are_judged_by_their_fields(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    define(&admin, &device());
+    for (field, bad) in [
+        ("serial", json!(null)),
+        ("serial", json!(5)),
+        ("serial", json!("a text that is too long")),
+        ("serial", json!("a\u{0}b")),
+        ("watts", json!(0)),
+        ("watts", json!(4001)),
+        ("watts", json!("60")),
+        ("watts", json!(1.5)),
+        ("watts", json!(null)),
+        ("weight", json!("1")),
+        ("on", json!(1)),
+        ("bought", json!("yesterday")),
+        ("labels", json!("x")),
+        ("labels", json!([1])),
+        ("color", json!("blue")),
+        ("shape", json!("round")),
+    ] {
+        let mut fields = json!({"name": "n", "serial": "S"});
+        fields[field] = bad.clone();
+        let answer = admin.post("/devices", &fields);
+        assert_eq!(answer.refused(400, "InputParameterError").blamed(), [field], "{field} {bad}");
+    }
+    blames(admin.post("/devices", &json!({"name": "n"})), 400, "InputParameterError", &["serial"]);
+    // All that is wrong is told at once, and nothing was made.
+    let answer = admin.post("/devices", &json!({"watts": 0, "color": "blue", "serial": "S"}));
+    blames(answer, 400, "InputParameterError", &["color", "watts", "name"]);
+    assert!(ids(&admin, "/devices").is_empty());
+    let most = json!({"name": "n", "serial": "S", "watts": 4000, "about": null, "weight": 1e300, "labels": []});
+    admin.post("/devices", &most).expect(201);
+    blames(admin.put("/devices/n", &json!({"watts": 4001})), 400, "InputParameterError", &["watts"]);
+}
+
+fn filters_orders_and_pages_work(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    define(&admin, &device());
+    for i in 0..7 {
+        let color = if i % 2 == 0 { "red" } else { "green" };
+        let weight = if i < 3 { Value::Null } else { json!(f64::from(i) / 2.0) };
+        let fields = json!({"name": format!("d{i}"), "serial": format!("S{i}"), "watts": 10 * (i + 1),
+            "color": color, "on": i == 2, "weight": weight});
+        admin.post("/devices", &fields).expect(201);
+    }
+    assert_eq!(ids(&admin, "/devices?color=green&order_by=name"), ["d1", "d3", "d5"]);
+    assert_eq!(ids(&admin, "/devices?watts=10&watts=30&order_by=watts&order=desc"), ["d2", "d0"]);
+    assert_eq!(ids(&admin, "/devices?on=true"), ["d2"]);
+    assert_eq!(ids(&admin, "/devices?weight=2.5"), ["d5"]);
+    assert_eq!(ids(&admin, "/devices?search=s4"), ["d4"]);
+    blames(admin.get("/devices?watts=many"), 400, "InputParameterError", &["watts"]);
+    blames(admin.get("/devices?colour=red"), 400, "InputParameterError", &["colour"]);
+    // Page by page, also where some have no value.
+    for order in ["watts", "weight", "created_at", "color"] {
+        let (mut seen, mut path) = (Vec::new(), format!("/devices?order_by={order}&limit=2"));
+        loop {
+            let page = admin.get(&path).expect(200);
+            assert_eq!(page.statements(), 1);
+            let page = page.json();
+            seen.extend(page["devices"].as_array().unwrap().iter().map(|it| key(it, "name")));
+            let Some(marker) = page["next_marker"].as_str() else { break };
+            path = format!("/devices?order_by={order}&limit=2&marker={marker}");
+        }
+        assert_eq!(seen.len(), 7, "{order}: {seen:?}");
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), 7, "{order}");
+    }
+    let page = admin.get("/devices?details=total&field=name,watts&limit=1").expect(200).json();
+    assert_eq!(page["total"], 7);
+    assert_eq!(page["devices"][0].as_object().unwrap().len(), 2);
+}
+
+fn unique_values_are_unique(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    let (ann, bob) = (admin.member("ann"), admin.member("bob"));
+    define(
+        &admin,
+        &json!({"keyword": "book", "fields": [
+            {"name": "isbn", "unique": "all"}, {"name": "shelf", "type": "integer", "unique": "owner"},
+        ]}),
+    );
+    ann.post("/books", &json!({"name": "a", "isbn": "1", "shelf": 1})).expect(201);
+    blames(
+        bob.post("/books", &json!({"name": "a", "isbn": "1"})),
+        409,
+        "DuplicateResourceError",
+        &["isbn"],
+    );
+    bob.post("/books", &json!({"name": "a", "shelf": 1})).expect(201);
+    // None is no value that another could have too.
+    bob.post("/books", &json!({"name": "b"})).expect(201);
+    blames(
+        ann.post("/books", &json!({"name": "b", "shelf": 1})),
+        409,
+        "DuplicateResourceError",
+        &["shelf"],
+    );
+    let answers = at_once(8, |i| ann.post("/books", &json!({"name": format!("n{i}"), "isbn": "2"})));
+    assert_eq!(answers.iter().filter(|it| it.status == 201).count(), 1);
+    for answer in answers.into_iter().filter(|it| it.status != 201) {
+        blames(answer, 409, "DuplicateResourceError", &["isbn"]);
+    }
+    // A deleted one holds nothing.
+    ann.delete("/books/a").expect(200);
+    bob.put("/books/b", &json!({"isbn": "1"})).expect(200);
+}
+
+fn references_hold_in_both_directions(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    let (ann, bob) = (admin.member("ann"), admin.member("bob"));
+    define(&admin, &json!({"keyword": "rack", "owner": "none", "access": {"read": "user"}}));
+    define(
+        &admin,
+        &json!({"keyword": "box", "plural": "boxes", "fields": [
+            {"name": "rack_id", "references": "rack"},
+            {"name": "inside_id", "references": "box"},
+            {"name": "space_id", "references": "space"},
+            {"name": "kind_id", "references": "kind"},
+        ]}),
+    );
+    let rack = key(&admin.post("/racks", &json!({"name": "r"})).expect(201).of("rack"), "id");
+    let space = ann.space("hers", "files");
+    let fields = json!({"name": "b", "rack_id": rack, "space_id": space, "kind_id": "builtin"});
+    let boxed = key(&ann.post("/boxes", &fields).expect(201).of("box"), "id");
+    ann.post("/boxes", &json!({"name": "c", "inside_id": boxed})).expect(201);
+    // What is not there, or not theirs, cannot be referred to.
+    for (field, id) in [("rack_id", "nothing"), ("inside_id", &boxed), ("space_id", &space)] {
+        let answer = bob.post("/boxes", &json!({"name": "d", field: id}));
+        blames(answer, 400, "ReferenceNotFoundError", &[field]);
+    }
+    assert_eq!(ids(&ann, &format!("/boxes?rack_id={rack}")), ["b"]);
+    // What is referred to stays, of whatever type it is.
+    admin.delete(&format!("/racks/{rack}")).refused(409, "ResourceInUseError");
+    ann.delete(&format!("/spaces/{space}")).refused(409, "ResourceInUseError");
+    ann.delete(&format!("/boxes/{boxed}")).refused(409, "ResourceInUseError");
+    admin.delete("/resource-types/rack?force=true").refused(409, "ResourceInUseError");
+    ann.delete("/boxes/c").expect(200);
+    ann.delete(&format!("/boxes/{boxed}")).expect(200);
+    admin.delete(&format!("/racks/{rack}")).expect(200);
+    ann.delete(&format!("/spaces/{space}")).expect(200);
+    // The type that refers first, then the one that is referred to.
+    admin.delete("/resource-types/box").expect(200);
+    admin.delete("/resource-types/rack").expect(200);
+}
+
+fn a_changed_type_keeps_its_rows(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    let ann = admin.member("ann");
+    define(
+        &admin,
+        &json!({"keyword": "plant", "fields": [
+            {"name": "height", "type": "integer"}, {"name": "kind", "choices": ["tree", "herb"], "default": "tree"},
+            {"name": "uses", "type": "list"}, {"name": "spare"}, {"name": "nick", "default": "x"},
+        ]}),
+    );
+    for (name, height, of) in [("oak", json!(30), "tree"), ("mint", json!(null), "herb")] {
+        ann.post("/plants", &json!({"name": name, "height": height, "kind": of, "uses": ["tea"]})).expect(201);
+    }
+    let before = ann.get("/plants/oak").expect(200).of("plant");
+    let change = json!({"description": "What grows.", "access": {"delete": "admin"}, "fields": [
+        // Wider, and with a word on those that had none.
+        {"name": "height", "type": "number", "default": 0.5, "index": true},
+        // Narrower: what is there stays.
+        {"name": "kind", "choices": ["tree"], "default": "tree"},
+        {"name": "uses", "type": "json"},
+        // May be null now.
+        {"name": "nick", "unique": "owner"},
+        // New, with and without a value for the rows that are there.
+        {"name": "water", "type": "integer", "default": 3, "required": true},
+        {"name": "seen", "type": "time"},
+        {"name": "word", "default": "it's \"quoted\"; DROP TABLE spaces"},
+    ]});
+    // Both have the same nick.
+    let refused = admin.put("/resource-types/plant", &change).refused(409, "DuplicateResourceError");
+    assert_eq!(refused.blamed(), ["fields.nick"]);
+    assert_eq!(ann.get("/plants/oak").expect(200).of("plant"), before);
+    ann.put("/plants/oak", &json!({"nick": "y"})).expect(200);
+    let changed = admin.put("/resource-types/plant", &change).expect(200);
+    assert_eq!(changed.header("etag"), "\"2\"");
+    let (oak, mint) =
+        (ann.get("/plants/oak").expect(200).of("plant"), ann.get("/plants/mint").expect(200).of("plant"));
+    assert_eq!((&oak["height"], &mint["height"]), (&json!(30.0), &json!(0.5)));
+    assert_eq!((&oak["kind"], &mint["kind"]), (&json!("tree"), &json!("herb")));
+    assert_eq!(oak["uses"], json!(["tea"]));
+    assert_eq!((&oak["nick"], &oak["water"], &oak["seen"]), (&json!("y"), &json!(3), &Value::Null));
+    assert_eq!(oak["word"], "it's \"quoted\"; DROP TABLE spaces");
+    assert!(oak.get("spare").is_none(), "{oak}");
+    assert_eq!(oak["id"], before["id"]);
+    assert_eq!(oak["created_at"], before["created_at"]);
+    // The new rules hold for what comes.
+    blames(ann.post("/plants", &json!({"name": "n", "kind": "herb"})), 400, "InputParameterError", &["kind", "water"]);
+    blames(ann.put("/plants/oak", &json!({"spare": "x"})), 400, "InputParameterError", &["spare"]);
+    blames(ann.put("/plants/mint", &json!({"nick": "y"})), 409, "DuplicateResourceError", &["nick"]);
+    ann.delete("/plants/oak").refused(403, "ForbiddenError");
+    // A value outside of its choices may be left as it is.
+    ann.put("/plants/mint", &json!({"water": 5})).expect(200);
+    ann.put("/plants/mint", &json!({"nick": null, "uses": {"a": 1}})).expect(200);
+    // The same again is no change.
+    let same = admin.put("/resource-types/plant", &change).expect(200);
+    assert_eq!(same.header("etag"), "\"2\"");
+    // A part is enough, and the rest stays.
+    admin.put("/resource-types/plant", &json!({"description": "Green."})).expect(200);
+    let now = admin.get("/resource-types/plant").expect(200).of("resource-type");
+    assert_eq!(now["fields"].as_array().unwrap().len(), 7);
+    assert_eq!(ids(&ann, "/plants?order_by=name"), ["mint", "oak"]);
+}
+
+fn a_change_that_would_lose_or_break_rows_is_refused(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    define(
+        &admin,
+        &json!({"keyword": "cup", "fields": [
+            {"name": "size", "type": "integer", "default": 1}, {"name": "mark"}, {"name": "owner_ref"},
+        ]}),
+    );
+    let id = key(&admin.post("/cups", &json!({"name": "a", "mark": "m"})).expect(201).of("cup"), "id");
+    let change = |fields: Value| admin.put("/resource-types/cup", &json!({"fields": fields}));
+    let (size, mark, owner) = (
+        json!({"name": "size", "type": "integer", "default": 1}),
+        json!({"name": "mark"}),
+        json!({"name": "owner_ref"}),
+    );
+    // A value would be lost.
+    let refused = change(json!([size, owner])).refused(409, "FieldInUseError");
+    assert!(refused.text().contains(&id), "{}", refused.text());
+    assert_eq!(refused.blamed(), ["fields.mark"]);
+    // A type that does not widen.
+    let text = json!({"name": "size", "type": "text"});
+    blames(change(json!([text, mark, owner])), 409, "FieldTypeError", &["fields.size"]);
+    // Rows without the value.
+    let must = json!({"name": "owner_ref", "required": true});
+    blames(change(json!([size, mark, must])), 409, "FieldNeedsDefaultError", &["fields.owner_ref"]);
+    let new = json!({"name": "new", "required": true});
+    blames(change(json!([size, mark, owner, new])), 409, "FieldNeedsDefaultError", &["fields.new"]);
+    // A text that is no id.
+    let refers = json!({"name": "mark", "references": "space"});
+    blames(change(json!([size, refers, owner])), 409, "ReferenceNotFoundError", &["fields.mark"]);
+    let cup = admin.get("/cups/a").expect(200).of("cup");
+    assert_eq!((&cup["mark"], &cup["version"]), (&json!("m"), &json!(1)));
+    // Defaults may go; what was told twice is lost.
+    change(json!([mark, owner])).expect(200);
+    let forced = json!({"fields": [owner], "force": true});
+    admin.put("/resource-types/cup", &forced).expect(200);
+    assert!(admin.get("/cups/a").expect(200).of("cup").get("mark").is_none());
+    // The name comes back empty.
+    change(json!([owner, mark])).expect(200);
+    assert_eq!(admin.get("/cups/a").expect(200).of("cup")["mark"], Value::Null);
+}
+
+fn a_type_in_use_is_deleted_by_force_only(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    define(&admin, &device());
+    admin.post("/devices", &json!({"name": "a", "serial": "1"})).expect(201);
+    admin.delete("/resource-types/device").refused(409, "ResourceNotEmptyError");
+    admin.delete("/resource-types/device?force=false").refused(409, "ResourceNotEmptyError");
+    admin.get("/devices/a").expect(200);
+    admin.delete("/resource-types/device?force=true").expect(200);
+    admin.get("/devices/a").refused(404, "NotFoundError");
+    admin.get("/resource-types/device").refused(404, "ResourceNotFoundError");
+    assert!(!admin.get("/resources").text().contains("devices"));
+    // One of the same name is another, without the rows of the first.
+    define(&admin, &json!({"keyword": "device", "fields": [{"name": "serial", "type": "integer"}]}));
+    assert!(ids(&admin, "/devices").is_empty());
+    admin.post("/devices", &json!({"name": "a", "serial": 1})).expect(201);
+    // Rows that were deleted hold up nobody.
+    admin.delete("/devices/a").expect(200);
+    admin.delete("/resource-types/device").expect(200);
+}
+
+fn documents_tell_of_it_at_once(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    let document = || admin.nobody().get("/openapi.json").expect(200).json();
+    assert!(document()["paths"]["/devices"].is_null());
+    define(&admin, &device());
+    let it = document();
+    assert!(it["paths"]["/devices"]["post"].is_object());
+    assert!(it["paths"]["/devices/{id}"]["put"].is_object());
+    let create = &it["components"]["schemas"]["rt.deviceCreate"];
+    assert_eq!(create["additionalProperties"], false);
+    let watts = &create["properties"]["watts"];
+    assert_eq!((&watts["minimum"], &watts["maximum"]), (&json!(1.0), &json!(4000.0)), "{watts}");
+    assert_eq!(create["properties"]["color"]["enum"], json!(["red", "green"]));
+    assert_eq!(create["required"], json!(["name", "serial"]));
+    let resource = admin.get("/resources/devices").expect(200).of("resource");
+    assert_eq!((&resource["runtime"], &resource["keyword"]), (&json!(true), &json!("device")));
+    let serial = resource["fields"].as_array().unwrap().iter().find(|it| it["name"] == "serial").unwrap();
+    assert_eq!(serial["description"], "On its back.");
+    assert_eq!((&serial["unique"], &serial["required"], &serial["max_length"]), (&json!(true), &json!(true), &json!(16)));
+    admin.put("/resource-types/device", &json!({"fields": [{"name": "volts", "type": "integer"}]})).expect(200);
+    let it = document();
+    assert!(it["components"]["schemas"]["rt.device"]["properties"]["volts"].is_object());
+    assert!(it["components"]["schemas"]["rt.device"]["properties"]["watts"].is_null());
+    admin.delete("/resource-types/device").expect(200);
+    assert!(document()["paths"]["/devices"].is_null());
+}
+
+fn names_that_are_taken_reserved_or_wicked_are_refused(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    define(&admin, &json!({"keyword": "device"}));
+    for (keyword, plural, blamed) in [
+        ("space", "others", "keyword"),
+        ("thing", "spaces", "plural"),
+        ("spaces", "thing", "keyword"),
+        ("device", "others", "keyword"),
+        ("devices", "others", "keyword"),
+        ("other", "devices", "plural"),
+    ] {
+        let answer = admin.post("/resource-types", &json!({"keyword": keyword, "plural": plural}));
+        assert_eq!(answer.refused(409, "DuplicateNameError").blamed(), [blamed], "{keyword} {plural}");
+    }
+    let wicked = [
+        "",
+        "a\"; DROP TABLE spaces; --",
+        "a' OR 1=1",
+        "../x",
+        "a/b",
+        "a b",
+        "a.b",
+        "A",
+        "1a",
+        "_a",
+        "a__b",
+        "é",
+        "a%00",
+    ];
+    for name in wicked {
+        let answer = admin.post("/resource-types", &json!({"keyword": name, "plural": "fine"})).expect(400);
+        assert!(answer.blamed().contains(&"keyword".to_owned()), "{name:?}: {}", answer.text());
+        let answer = admin.post("/resource-types", &json!({"keyword": "fine", "fields": [{"name": name}]}));
+        assert_eq!(answer.refused(400, "InputParameterError").blamed(), ["fields[0].name"], "{name:?}");
+    }
+    for plural in ["resources", "events", "v3", "ws", "healthz", "readyz", "metrics", "webhooks"] {
+        let answer = admin.post("/resource-types", &json!({"keyword": "thing", "plural": plural}));
+        assert!([400, 409].contains(&answer.status), "{plural}: {}", answer.text());
+        assert_eq!(answer.blamed(), ["plural"]);
+    }
+    for field in ["id", "name", "user_id", "deleted", "limit", "filter", "xmin", "rowid", "thing", "things"] {
+        let answer = admin.post("/resource-types", &json!({"keyword": "thing", "fields": [{"name": field}]}));
+        blames(answer, 400, "InputParameterError", &["fields[0].name"]);
+    }
+    let many: Vec<_> = (0..60).map(|i| json!({"name": format!("f{i}")})).collect();
+    blames(
+        admin.post("/resource-types", &json!({"keyword": "thing", "fields": many})),
+        400,
+        "InputParameterError",
+        &["fields"],
+    );
+    blames(
+        admin.post("/resource-types", &json!({"keyword": "thing", "fields": [{"name": "a", "tpye": "text"}]})),
+        400,
+        "InputParameterError",
+        &["fields"],
+    );
+    // Words of SQL are names like any other; texts of people are bound or told.
+    let text = "'; DROP TABLE users; -- \" \\";
+    let fields: Vec<_> = ["select", "table", "where", "from", "group", "null", "true", "default", "primary"]
+        .iter()
+        .map(|it| json!({"name": it, "default": text, "description": text, "choices": [text, "x"], "index": true}))
+        .collect();
+    define(&admin, &json!({"keyword": "union", "plural": "tables", "description": text, "fields": fields}));
+    let row = admin.post("/tables", &json!({"name": "x"})).expect(201).of("union");
+    assert_eq!(row["select"], text);
+    assert_eq!(ids(&admin, "/tables?where=x&order_by=from"), Vec::<String>::new());
+    let query = admin.get("/tables?select='%3B%20DROP%20TABLE%20users%3B%20--%20%22%20%5C").expect(200);
+    assert_eq!(query.of("tables").as_array().unwrap().len(), 1);
+    admin.get("/users").expect(200);
+}
+
+fn a_second_server_follows(kind: Kind) {
+    let house = House::new(kind);
+    let (one, two) = (house.serve(&[]), house.serve(&[]));
+    let here = one.admin();
+    let there = here.at(&two.base);
+    // It learns of a type by the first request for it.
+    define(&here, &device());
+    there.post("/devices", &json!({"name": "a", "serial": "1"})).expect(201);
+    assert_eq!(ids(&here, "/devices"), ["a"]);
+    // A change holds at once, since its statements know the old table no more.
+    here.put("/resource-types/device", &json!({"fields": [{"name": "serial"}, {"name": "volts", "type": "integer"}]}))
+        .expect(200);
+    let row = there.get("/devices/a").expect(200).of("device");
+    assert_eq!(row["volts"], Value::Null, "{row}");
+    assert!(row.get("watts").is_none(), "{row}");
+    there.put("/devices/a", &json!({"volts": 230})).expect(200);
+    there.put("/resource-types/device", &json!({"access": {"write": "admin", "read": "admin"}})).expect(200);
+    let ann = here.member("ann");
+    let seen = until("the rights have come over", Duration::from_secs(10), || {
+        let answer = ann.get("/devices");
+        (answer.status != 200).then_some(answer)
+    });
+    seen.refused(403, "ForbiddenError");
+    // Nor does it know one that is gone, or that has come anew.
+    there.delete("/resource-types/device?force=true").expect(200);
+    here.get("/devices").expect(404);
+    define(&there, &json!({"keyword": "device", "fields": [{"name": "serial", "type": "boolean"}]}));
+    here.post("/devices", &json!({"name": "a", "serial": true})).expect(201);
+    define(&here, &json!({"keyword": "tool", "fields": [{"name": "device_id", "references": "device"}]}));
+    let id = key(&there.get("/devices/a").expect(200).of("device"), "id");
+    there.post("/tools", &json!({"name": "t", "device_id": id})).expect(201);
+    until("the reference has come over", Duration::from_secs(10), || {
+        let known = there.get("/resources").text().contains("\"tools\"");
+        known.then_some(())
+    });
+    there.delete("/devices/a").refused(409, "ResourceInUseError");
+    // What runs there without requests hears of it too.
+    define(&here, &json!({"keyword": "late"}));
+    until("the type is known there", Duration::from_secs(10), || {
+        there.get("/resources").text().contains("\"lates\"").then_some(())
+    });
+}
+
+fn requests_during_changes_never_fail_badly(kind: Kind) {
+    let house = House::new(kind);
+    let (one, two) = (house.serve(&[]), house.serve(&[]));
+    let admin = one.admin();
+    define(&admin, &json!({"keyword": "thing", "fields": [{"name": "n", "type": "integer", "default": 0}]}));
+    let made = std::sync::atomic::AtomicUsize::new(0);
+    at_once(6, |i| {
+        let client = if i % 2 == 0 { admin.clone() } else { admin.at(&two.base) };
+        for round in 0..25 {
+            let answer = match i {
+                0 => {
+                    let extra = json!({"name": format!("x{}", round % 3), "type": "text"});
+                    let fields = json!([{"name": "n", "type": "integer", "default": 0}, extra]);
+                    client.put("/resource-types/thing", &json!({"fields": fields, "force": true}))
+                }
+                1 | 2 => client.post("/things", &json!({"name": format!("{i}-{round}"), "n": round})),
+                3 => client.put(&format!("/things/2-{}", round / 2), &json!({"n": round + 100})),
+                _ => client.get("/things?order_by=n"),
+            };
+            assert!(
+                [200, 201, 404, 409, 503].contains(&answer.status),
+                "{}: {} {}",
+                answer.asked,
+                answer.status,
+                answer.text()
+            );
+            if i != 3 && i != 0 {
+                assert!(answer.status < 300 || answer.status == 503, "{}: {}", answer.asked, answer.text());
+            }
+            if answer.status == 201 {
+                made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+    });
+    // What was answered is there.
+    let total = admin.get("/things?details=total&limit=1").expect(200).json();
+    assert_eq!(total["total"], made.load(std::sync::atomic::Ordering::Relaxed));
+}
+
+fn of_many_definitions_of_one_name_one_succeeds(kind: Kind) {
+    let house = House::new(kind);
+    let (one, two) = (house.serve(&[]), house.serve(&[]));
+    let admin = one.admin();
+    let answers = at_once(6, |i| {
+        let client = if i % 2 == 0 { admin.clone() } else { admin.at(&two.base) };
+        client.post("/resource-types", &json!({"keyword": format!("k{}", i / 3), "plural": "things"}))
+    });
+    assert_eq!(answers.iter().filter(|it| it.status == 201).count(), 1);
+    for answer in answers.into_iter().filter(|it| it.status != 201) {
+        answer.refused(409, "DuplicateNameError");
+    }
+    admin.post("/things", &json!({"name": "x"})).expect(201);
+}
+
+fn a_kill_in_the_middle_of_a_change_leaves_the_old_or_the_new(kind: Kind) {
+    let house = House::new(kind);
+    let mut server = house.serve(&[]);
+    let mut admin = server.admin();
+    define(&admin, &json!({"keyword": "thing", "fields": [{"name": "n", "type": "integer", "default": 7}]}));
+    for i in 0..50 {
+        admin.post("/things", &json!({"name": format!("t{i}")})).expect(201);
+    }
+    for round in 0..6 {
+        let pid = server.pid();
+        let pause = Duration::from_micros(random(12_000));
+        at_once(2, |i| {
+            if i == 0 {
+                let fields = json!([{"name": "n", "type": "integer", "default": 7},
+                    {"name": format!("x{round}"), "type": "text", "default": "given", "index": true}]);
+                let change = json!({"fields": fields, "force": true}).to_string();
+                let _ = admin.try_send("PUT", "/resource-types/thing", &[], Some(change.as_bytes()));
+            } else {
+                std::thread::sleep(pause);
+                kill(pid, rustix::process::Signal::KILL);
+            }
+        });
+        server.kill_9();
+        server = house.serve(&[]);
+        admin = admin.at(&server.base);
+        // Definition, table and rows agree, whichever it is.
+        let it = admin.get("/resource-types/thing").expect(200).of("resource-type");
+        let names: Vec<_> =
+            it["fields"].as_array().unwrap().iter().map(|field| key(field, "name")).collect();
+        let rows = admin.get("/things?limit=100").expect(200).of("things");
+        assert_eq!(rows.as_array().unwrap().len(), 50);
+        for row in rows.as_array().unwrap() {
+            assert_eq!(row["n"], 7);
+            if let Some(name) = names.get(1) {
+                assert_eq!(row[name], "given", "{row}");
+            }
+        }
+        let name = format!("after-{round}");
+        admin.post("/things", &json!({"name": name})).expect(201);
+        admin.delete(&format!("/things/{name}")).expect(200);
+    }
+}
+
+fn a_change_does_not_wait_for_ever(kind: Kind) {
+    use diesel::connection::SimpleConnection as _;
+    use diesel::prelude::*;
+    let house = House::new(kind);
+    // SQLite has one writer, which needs no lock of a table.
+    let Some(url) = &house.database.url else { return };
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    let table = key(&define(&admin, &device()), "table_name");
+    admin.post("/devices", &json!({"name": "a", "serial": "1"})).expect(201);
+    let mut other = diesel::PgConnection::establish(url).unwrap();
+    other.batch_execute(&format!("BEGIN; LOCK TABLE \"{table}\" IN ROW EXCLUSIVE MODE")).unwrap();
+    let start = std::time::Instant::now();
+    let change = json!({"description": "New."});
+    let refused = admin.put("/resource-types/device", &change).refused(503, "ServiceUnavailableError");
+    assert!(!refused.header("retry-after").is_empty());
+    admin.delete("/resource-types/device?force=true").refused(503, "ServiceUnavailableError");
+    assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
+    assert_eq!(ids(&admin, "/devices"), ["a"]);
+    other.batch_execute("ROLLBACK").unwrap();
+    admin.put("/resource-types/device", &change).expect(200);
+    assert_eq!(ids(&admin, "/devices"), ["a"]);
+}
+
+fn the_tables_agree_with_the_definitions(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    for owner in ["none", "domain", "project", "user"] {
+        let mut definition = device();
+        definition["keyword"] = format!("of_{owner}").into();
+        definition["plural"] = format!("of_{owner}s").into();
+        definition["owner"] = owner.into();
+        define(&admin, &definition);
+        let fields = json!([
+            {"name": "serial", "unique": "owner"}, {"name": "watts", "type": "number", "default": 1},
+            {"name": "more", "references": "space"},
+        ]);
+        admin.put(&format!("/resource-types/of_{owner}"), &json!({"fields": fields, "force": true})).expect(200);
+    }
+    server.end();
+    let output = house.command().args(["migrate", "--check"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("agree"), "{said}");
+}
+
+fn what_happens_to_types_is_in_the_audit(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    define(&admin, &device());
+    let id = key(&admin.post("/devices", &json!({"name": "a", "serial": "1"})).expect(201).of("device"), "id");
+    admin.put("/resource-types/device", &json!({"description": "New."})).expect(200);
+    admin.delete("/resource-types/device?force=true").expect(200);
+    assert_eq!(actions(&house, "resource-type", "device"), ["create", "update", "delete"]);
+    assert_eq!(actions(&house, "device", &id), ["create", "delete"]);
+}
+
+/// What the ops log has of an object.
+fn actions(house: &House, obj_type: &str, obj_id: &str) -> Vec<String> {
+    use diesel::prelude::*;
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        action: String,
+    }
+    let query = diesel::sql_query(format!(
+        "SELECT action FROM ops_log WHERE obj_type = '{obj_type}' AND obj_id = '{obj_id}' ORDER BY seq"
+    ));
+    let rows: Vec<Row> = match &house.database.url {
+        Some(url) => query.load(&mut diesel::PgConnection::establish(url).unwrap()).unwrap(),
+        None => {
+            let file = house.data_dir().join("podyard.sqlite3");
+            query.load(&mut diesel::SqliteConnection::establish(file.to_str().unwrap()).unwrap()).unwrap()
+        }
+    };
+    rows.into_iter().map(|it| it.action).collect()
+}
