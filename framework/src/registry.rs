@@ -50,7 +50,8 @@ struct Runtime {
 fn references(of: &Type) -> impl Iterator<Item = (&'static str, Reference)> {
     let meta = of.handler.meta();
     let (table, keyword, soft) = (meta.table(), meta.keyword(), meta.has("deleted"));
-    meta.stored().filter_map(move |f| Some((f.references?, Reference { table, keyword, column: f.name, soft })))
+    meta.stored()
+        .filter_map(move |f| Some((f.references?, Reference { table, keyword, column: f.name, soft })))
 }
 
 impl Registry {
@@ -150,21 +151,15 @@ impl Registry {
     pub(crate) fn install(
         &self,
         generation: i64,
-        build: impl FnOnce(
-            &dyn Fn(&str) -> Option<&'static Type>,
-            &dyn Fn(&str) -> bool,
-        ) -> Vec<&'static Type>,
+        build: impl FnOnce(&dyn Fn(&str) -> Option<&'static Type>, &dyn Fn(&str) -> bool) -> Vec<&'static Type>,
     ) {
         let mut runtime = self.runtime.write().unwrap_or_else(PoisonError::into_inner);
         if runtime.generation >= generation {
             return;
         }
-        let known = |table: &str| {
-            runtime.types.iter().copied().find(|of| of.handler.meta().table() == table)
-        };
-        let cached = |keyword: &str| {
-            self.compiled_keyword(keyword).is_some_and(|of| of.handler.meta().source.cached)
-        };
+        let known = |table: &str| runtime.types.iter().copied().find(|of| of.handler.meta().table() == table);
+        let cached =
+            |keyword: &str| self.compiled_keyword(keyword).is_some_and(|of| of.handler.meta().source.cached);
         let types = build(&known, &cached);
         let mut new = Runtime { generation, ..Runtime::default() };
         for of in &types {

@@ -25,6 +25,7 @@ on_each_database!(
     of_many_definitions_of_one_name_one_succeeds,
     a_kill_in_the_middle_of_a_change_leaves_the_old_or_the_new,
     a_change_does_not_wait_for_ever,
+    quotas_limit_the_rows_of_owners,
     the_tables_agree_with_the_definitions,
     what_happens_to_types_is_in_the_audit,
 );
@@ -195,7 +196,12 @@ fn ranks_of_types_and_fields_hold(kind: Kind) {
     ann.post("/notes", &json!({"name": "n"})).expect(201);
     blames(ann.put("/notes/n", &json!({"stamp": "x"})), 403, "ForbiddenError", &["stamp"]);
     // What an owner is made of is not for clients.
-    blames(ann.post("/notes", &json!({"name": "m", "user_id": "x"})), 400, "InputParameterError", &["user_id"]);
+    blames(
+        ann.post("/notes", &json!({"name": "m", "user_id": "x"})),
+        400,
+        "InputParameterError",
+        &["user_id"],
+    );
     assert!(!server.logged().contains("\"s\""), "no values in the log");
 }
 
@@ -256,7 +262,8 @@ fn values_are_judged_by_their_fields(kind: Kind) {
     let answer = admin.post("/devices", &json!({"watts": 0, "color": "blue", "serial": "S"}));
     blames(answer, 400, "InputParameterError", &["color", "watts", "name"]);
     assert!(ids(&admin, "/devices").is_empty());
-    let most = json!({"name": "n", "serial": "S", "watts": 4000, "about": null, "weight": 1e300, "labels": []});
+    let most =
+        json!({"name": "n", "serial": "S", "watts": 4000, "about": null, "weight": 1e300, "labels": []});
     admin.post("/devices", &most).expect(201);
     blames(admin.put("/devices/n", &json!({"watts": 4001})), 400, "InputParameterError", &["watts"]);
 }
@@ -313,21 +320,11 @@ fn unique_values_are_unique(kind: Kind) {
         ]}),
     );
     ann.post("/books", &json!({"name": "a", "isbn": "1", "shelf": 1})).expect(201);
-    blames(
-        bob.post("/books", &json!({"name": "a", "isbn": "1"})),
-        409,
-        "DuplicateResourceError",
-        &["isbn"],
-    );
+    blames(bob.post("/books", &json!({"name": "a", "isbn": "1"})), 409, "DuplicateResourceError", &["isbn"]);
     bob.post("/books", &json!({"name": "a", "shelf": 1})).expect(201);
     // None is no value that another could have too.
     bob.post("/books", &json!({"name": "b"})).expect(201);
-    blames(
-        ann.post("/books", &json!({"name": "b", "shelf": 1})),
-        409,
-        "DuplicateResourceError",
-        &["shelf"],
-    );
+    blames(ann.post("/books", &json!({"name": "b", "shelf": 1})), 409, "DuplicateResourceError", &["shelf"]);
     let answers = at_once(8, |i| ann.post("/books", &json!({"name": format!("n{i}"), "isbn": "2"})));
     assert_eq!(answers.iter().filter(|it| it.status == 201).count(), 1);
     for answer in answers.into_iter().filter(|it| it.status != 201) {
@@ -391,7 +388,8 @@ fn a_changed_type_keeps_its_rows(kind: Kind) {
         ]}),
     );
     for (name, height, of) in [("oak", json!(30), "tree"), ("mint", json!(null), "herb")] {
-        ann.post("/plants", &json!({"name": name, "height": height, "kind": of, "uses": ["tea"]})).expect(201);
+        ann.post("/plants", &json!({"name": name, "height": height, "kind": of, "uses": ["tea"]}))
+            .expect(201);
     }
     let before = ann.get("/plants/oak").expect(200).of("plant");
     let change = json!({"description": "What grows.", "access": {"delete": "admin"}, "fields": [
@@ -425,7 +423,12 @@ fn a_changed_type_keeps_its_rows(kind: Kind) {
     assert_eq!(oak["id"], before["id"]);
     assert_eq!(oak["created_at"], before["created_at"]);
     // The new rules hold for what comes.
-    blames(ann.post("/plants", &json!({"name": "n", "kind": "herb"})), 400, "InputParameterError", &["kind", "water"]);
+    blames(
+        ann.post("/plants", &json!({"name": "n", "kind": "herb"})),
+        400,
+        "InputParameterError",
+        &["kind", "water"],
+    );
     blames(ann.put("/plants/oak", &json!({"spare": "x"})), 400, "InputParameterError", &["spare"]);
     blames(ann.put("/plants/mint", &json!({"nick": "y"})), 409, "DuplicateResourceError", &["nick"]);
     ann.delete("/plants/oak").refused(403, "ForbiddenError");
@@ -528,8 +531,13 @@ fn documents_tell_of_it_at_once(kind: Kind) {
     assert_eq!((&resource["runtime"], &resource["keyword"]), (&json!(true), &json!("device")));
     let serial = resource["fields"].as_array().unwrap().iter().find(|it| it["name"] == "serial").unwrap();
     assert_eq!(serial["description"], "On its back.");
-    assert_eq!((&serial["unique"], &serial["required"], &serial["max_length"]), (&json!(true), &json!(true), &json!(16)));
-    admin.put("/resource-types/device", &json!({"fields": [{"name": "volts", "type": "integer"}]})).expect(200);
+    assert_eq!(
+        (&serial["unique"], &serial["required"], &serial["max_length"]),
+        (&json!(true), &json!(true), &json!(16))
+    );
+    admin
+        .put("/resource-types/device", &json!({"fields": [{"name": "volts", "type": "integer"}]}))
+        .expect(200);
     let it = document();
     assert!(it["components"]["schemas"]["rt.device"]["properties"]["volts"].is_object());
     assert!(it["components"]["schemas"]["rt.device"]["properties"]["watts"].is_null());
@@ -591,7 +599,8 @@ fn names_that_are_taken_reserved_or_wicked_are_refused(kind: Kind) {
         &["fields"],
     );
     blames(
-        admin.post("/resource-types", &json!({"keyword": "thing", "fields": [{"name": "a", "tpye": "text"}]})),
+        admin
+            .post("/resource-types", &json!({"keyword": "thing", "fields": [{"name": "a", "tpye": "text"}]})),
         400,
         "InputParameterError",
         &["fields"],
@@ -621,8 +630,11 @@ fn a_second_server_follows(kind: Kind) {
     there.post("/devices", &json!({"name": "a", "serial": "1"})).expect(201);
     assert_eq!(ids(&here, "/devices"), ["a"]);
     // A change holds at once, since its statements know the old table no more.
-    here.put("/resource-types/device", &json!({"fields": [{"name": "serial"}, {"name": "volts", "type": "integer"}]}))
-        .expect(200);
+    here.put(
+        "/resource-types/device",
+        &json!({"fields": [{"name": "serial"}, {"name": "volts", "type": "integer"}]}),
+    )
+    .expect(200);
     let row = there.get("/devices/a").expect(200).of("device");
     assert_eq!(row["volts"], Value::Null, "{row}");
     assert!(row.get("watts").is_none(), "{row}");
@@ -735,8 +747,7 @@ fn a_kill_in_the_middle_of_a_change_leaves_the_old_or_the_new(kind: Kind) {
         admin = admin.at(&server.base);
         // Definition, table and rows agree, whichever it is.
         let it = admin.get("/resource-types/thing").expect(200).of("resource-type");
-        let names: Vec<_> =
-            it["fields"].as_array().unwrap().iter().map(|field| key(field, "name")).collect();
+        let names: Vec<_> = it["fields"].as_array().unwrap().iter().map(|field| key(field, "name")).collect();
         let rows = admin.get("/things?limit=100").expect(200).of("things");
         assert_eq!(rows.as_array().unwrap().len(), 50);
         for row in rows.as_array().unwrap() {
@@ -749,6 +760,38 @@ fn a_kill_in_the_middle_of_a_change_leaves_the_old_or_the_new(kind: Kind) {
         admin.post("/things", &json!({"name": name})).expect(201);
         admin.delete(&format!("/things/{name}")).expect(200);
     }
+}
+
+fn quotas_limit_the_rows_of_owners(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    define(&admin, &device());
+    define(&admin, &json!({"keyword": "rule", "owner": "none"}));
+    let (ann, bob) = (admin.member("ann"), admin.member("bob"));
+    let quota = |resource: &str| {
+        let fields = json!({"scope": "user", "target_id": ann.user_id(), "resource": resource, "most": 2});
+        admin.post("/quotas", &fields)
+    };
+    ann.post("/devices", &json!({"name": "a", "serial": "1"})).expect(201);
+    quota("devices").expect(201);
+    // What belongs to nobody is counted for nobody.
+    assert_eq!(quota("rules").refused(400, "InputParameterError").blamed(), ["resource"]);
+    ann.post("/devices", &json!({"name": "b", "serial": "2"})).expect(201);
+    let third = json!({"name": "c", "serial": "3"});
+    ann.post("/devices", &third).refused(409, "OutOfQuotaError");
+    admin.put("/resource-types/device", &json!({"description": "New."})).expect(200);
+    ann.post("/devices", &third).refused(409, "OutOfQuotaError");
+    bob.post("/devices", &third).expect(201);
+    ann.delete("/devices/a").expect(200);
+    ann.post("/devices", &json!({"name": "d", "serial": "4"})).expect(201);
+    // The rows of a new type of that name are counted from nothing.
+    admin.delete("/resource-types/device?force=true").expect(200);
+    define(&admin, &device());
+    for i in 0..2 {
+        ann.post("/devices", &json!({"name": format!("n{i}"), "serial": format!("{i}")})).expect(201);
+    }
+    ann.post("/devices", &third).refused(409, "OutOfQuotaError");
 }
 
 fn a_change_does_not_wait_for_ever(kind: Kind) {
@@ -789,7 +832,9 @@ fn the_tables_agree_with_the_definitions(kind: Kind) {
             {"name": "serial", "unique": "owner"}, {"name": "watts", "type": "number", "default": 1},
             {"name": "more", "references": "space"},
         ]);
-        admin.put(&format!("/resource-types/of_{owner}"), &json!({"fields": fields, "force": true})).expect(200);
+        admin
+            .put(&format!("/resource-types/of_{owner}"), &json!({"fields": fields, "force": true}))
+            .expect(200);
     }
     server.end();
     let output = house.command().args(["migrate", "--check"]).output().unwrap();
@@ -803,7 +848,8 @@ fn what_happens_to_types_is_in_the_audit(kind: Kind) {
     let server = house.serve(&[]);
     let admin = server.admin();
     define(&admin, &device());
-    let id = key(&admin.post("/devices", &json!({"name": "a", "serial": "1"})).expect(201).of("device"), "id");
+    let id =
+        key(&admin.post("/devices", &json!({"name": "a", "serial": "1"})).expect(201).of("device"), "id");
     admin.put("/resource-types/device", &json!({"description": "New."})).expect(200);
     admin.delete("/resource-types/device?force=true").expect(200);
     assert_eq!(actions(&house, "resource-type", "device"), ["create", "update", "delete"]);

@@ -96,7 +96,8 @@ impl Receiver {
 
     fn at(addr: SocketAddr, decide: impl Fn(&Told) -> Does + Send + Sync + 'static) -> Self {
         let listener = until("the port is free", SOON, || TcpListener::bind(addr).ok());
-        let (addr, told, end) = (listener.local_addr().unwrap(), Arc::default(), Arc::new(AtomicBool::new(false)));
+        let (addr, told, end) =
+            (listener.local_addr().unwrap(), Arc::default(), Arc::new(AtomicBool::new(false)));
         let decide: Arc<Decide> = Arc::new(decide);
         let (list, stop): (Arc<Mutex<Vec<Told>>>, _) = (Arc::clone(&told), end.clone());
         let thread = std::thread::spawn(move || {
@@ -155,7 +156,10 @@ impl Drop for Receiver {
 
 #[track_caller]
 fn hook(admin: &Client, name: &str, url: &str, resource: &str, events: &[&str]) -> Value {
-    hook_with(admin, json!({"name": name, "url": url, "resource": resource, "events": events, "secret": "the secret"}))
+    hook_with(
+        admin,
+        json!({"name": name, "url": url, "resource": resource, "events": events, "secret": "the secret"}),
+    )
 }
 
 #[track_caller]
@@ -208,7 +212,8 @@ fn what_happened_is_told_and_signed(kind: Kind) {
     let space = ann.space("hers", &template);
     ann.start(&space);
     let told = receiver.wait(6);
-    let of_space: Vec<_> = told.iter().filter(|it| it.json()["id"] == json!(space)).map(Told::event).collect();
+    let of_space: Vec<_> =
+        told.iter().filter(|it| it.json()["id"] == json!(space)).map(Told::event).collect();
     assert_eq!(of_space, ["created", "start"]);
     // Whose the change was cannot see or cancel that it is told.
     let tasks = ann.get("/tasks?limit=100").expect(200).text();
@@ -230,7 +235,16 @@ fn what_happened_is_told_and_signed(kind: Kind) {
     assert_eq!(told[6].json()["object"]["name"], "c");
     admin.delete("/webhooks/all").expect(200);
     ann.post("/things", &json!({"name": "d"})).expect(201);
-    assert!(admin.get("/webhook-deliveries?obj_type=thing").expect(200).of("webhook-deliveries").as_array().unwrap().len() == 4);
+    assert!(
+        admin
+            .get("/webhook-deliveries?obj_type=thing")
+            .expect(200)
+            .of("webhook-deliveries")
+            .as_array()
+            .unwrap()
+            .len()
+            == 4
+    );
 }
 
 fn what_was_refused_is_not_told(kind: Kind) {
@@ -249,7 +263,10 @@ fn what_was_refused_is_not_told(kind: Kind) {
     let mut names: Vec<_> = told.iter().map(|it| key(&it.json()["object"], "name")).collect();
     names.sort();
     assert_eq!(names, ["a", "c"]);
-    assert_eq!(admin.get("/webhook-deliveries").expect(200).of("webhook-deliveries").as_array().unwrap().len(), 2);
+    assert_eq!(
+        admin.get("/webhook-deliveries").expect(200).of("webhook-deliveries").as_array().unwrap().len(),
+        2
+    );
 }
 
 fn a_receiver_that_was_down_is_told_later_and_in_order(kind: Kind) {
@@ -311,7 +328,8 @@ fn a_refused_create_leaves_nothing(kind: Kind) {
     hook(&admin, "gate", &receiver.url(), "*", &["before_create"]);
     let refused = ann.post("/things", &json!({"name": "bad"})).refused(403, "AdmissionRefusedError");
     assert!(refused.text().contains("not on a Sunday"), "{}", refused.text());
-    let refused = ann.post("/things", &json!({"name": "big", "size": 9})).refused(400, "AdmissionRefusedError");
+    let refused =
+        ann.post("/things", &json!({"name": "big", "size": 9})).refused(400, "AdmissionRefusedError");
     assert_eq!(refused.blamed(), ["size"]);
     assert!(ann.get("/things").expect(200).of("things").as_array().unwrap().is_empty());
     ann.create_space("bad", "files").refused(403, "AdmissionRefusedError");
@@ -536,7 +554,11 @@ fn addresses_of_the_clouds_secrets_are_refused(kind: Kind) {
         "file:///etc/passwd",
     ] {
         let fields = json!({"name": "w", "url": url, "resource": "thing", "events": ["created"]});
-        assert_eq!(admin.post("/webhooks", &fields).refused(400, "InputParameterError").blamed(), ["url"], "{url}");
+        assert_eq!(
+            admin.post("/webhooks", &fields).refused(400, "InputParameterError").blamed(),
+            ["url"],
+            "{url}"
+        );
     }
 }
 

@@ -106,12 +106,7 @@ impl Meta {
         Self::assemble(source, table, true, fields)
     }
 
-    fn assemble(
-        source: MetaSource,
-        table: &'static str,
-        runtime: bool,
-        fields: Vec<&'static Field>,
-    ) -> Self {
+    fn assemble(source: MetaSource, table: &'static str, runtime: bool, fields: Vec<&'static Field>) -> Self {
         assert!(fields.len() <= 64, "{} has more than 64 fields", source.keyword);
         let mask = |rank: fn(&Field) -> Access, caller: Access| {
             let bit = |(i, f): (usize, &&'static Field)| u64::from(rank(f).allows(caller)) << i;

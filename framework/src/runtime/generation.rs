@@ -72,7 +72,8 @@ fn defined(conn: &mut AnyConnection) -> Result<Defined> {
 
 fn install(core: &Core, it: Defined) {
     core.registry.install(it.generation, |known, is_cached| {
-        let build = |row: &ResourceType| known(&row.table_name).unwrap_or_else(|| super::of::build(row, is_cached));
+        let build =
+            |row: &ResourceType| known(&row.table_name).unwrap_or_else(|| super::of::build(row, is_cached));
         it.types.iter().map(build).collect()
     });
     core.hooks.install(it.generation, it.hooks);
@@ -93,9 +94,13 @@ pub(crate) fn publish(tx: &mut Tx<'_>) -> Result<()> {
 pub async fn refresh(core: &Arc<Core>) -> Result<bool> {
     let known = core.registry.generation();
     let ctx = Ctx::system(core);
-    let done = ctx.read(Cost::Bounded, move |tx| {
-        if read(tx.conn)? == known { Ok(None) } else { defined(tx.conn).map(Some) }
-    });
+    let done =
+        ctx.read(
+            Cost::Bounded,
+            move |tx| {
+                if read(tx.conn)? == known { Ok(None) } else { defined(tx.conn).map(Some) }
+            },
+        );
     let Some(defined) = done.await?.value else { return Ok(false) };
     install(core, defined);
     Ok(true)

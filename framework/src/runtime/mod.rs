@@ -15,7 +15,7 @@ mod row;
 mod spec;
 mod table;
 
-pub use generation::{follow, metas, refresh};
 pub(crate) use generation::{STALE, is_stale, publish, raise};
+pub use generation::{follow, metas, refresh};
 pub use resource::{ResourceType, ResourceTypeCreate, ResourceTypeUpdate};
 pub use spec::{FieldSpec, FieldType, Fields, Ranks, Unique};

@@ -69,7 +69,11 @@ fn schema(kind: FieldType, nullable: bool) -> fn(&mut SchemaGenerator) -> Schema
 /// leaked.
 pub(super) fn rules(spec: &FieldSpec) -> Field {
     let text = spec.kind == FieldType::Text;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be from 1 to 2^20")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked to be from 1 to 2^20"
+    )]
     let max = match (spec.kind, spec.max) {
         (FieldType::Text, Some(max)) => max.clamp(1.0, 1_048_576.0) as usize,
         (FieldType::Json | FieldType::List, _) => 65_536,
@@ -186,11 +190,15 @@ pub(super) fn build(row: &ResourceType, is_cached: impl Fn(&str) -> bool) -> &'s
             Owner::User => Scope::User,
         },
         cached: false,
+        // Rows that belong to somebody can be limited, by the plural.
+        quota: (owner != Owner::None).then_some(&[]),
         extra: &[],
         fields: |_| {},
     };
     let meta = Meta::at_runtime(source, leak(&row.table_name), fields);
-    meta.set_fenced(meta.fields().iter().any(|f| f.references.is_some_and(&is_cached)));
+    // As the registry does for compiled types; quotas are cached.
+    let refers = meta.fields().iter().any(|f| f.references.is_some_and(&is_cached));
+    meta.set_fenced(refers || owner != Owner::None);
     let of: &'static DynType = Box::leak(Box::new(DynType { meta, owned: owner != Owner::None, own }));
     let handler: &'static DynHandler = Box::leak(Box::new(DynHandler(of)));
     Box::leak(Box::new(Type { handler, actions: BTreeMap::new() }))

@@ -4,7 +4,7 @@ use super::spec::{self, Fields, Owner, Ranks};
 use super::{generation, of, table};
 use crate::ctx::Tx;
 use crate::model::{AnonBase, Extra, Manager, Model};
-use crate::{Error, FieldError, Resource, Result, actions};
+use crate::{Error, FieldError, Resource, Result};
 
 /// A resource type that was defined at run time: its rows have the same paths,
 /// filters, permissions, audit and documentation as those of any other.
@@ -140,9 +140,8 @@ impl Model for ResourceType {
         let Some(old) = others.iter().find(|it| it.id == self.id) else {
             return Err(Error::not_found("resource-type", &self.id));
         };
-        let same = old.fields == self.fields
-            && old.access == self.access
-            && old.description == self.description;
+        let same =
+            old.fields == self.fields && old.access == self.access && old.description == self.description;
         if same {
             return Ok(());
         }
@@ -151,7 +150,8 @@ impl Model for ResourceType {
         let core = tx.ctx.core().clone();
         let table_of = |keyword: &str| {
             let runtime = others.iter().find(|it| it.keyword == keyword).map(|it| it.table_name.clone());
-            let compiled = || core.registry.compiled_keyword(keyword).map(|it| it.handler.meta().table().to_owned());
+            let compiled =
+                || core.registry.compiled_keyword(keyword).map(|it| it.handler.meta().table().to_owned());
             runtime.or_else(compiled)
         };
         table::Change { old, new: self, force: self.force, table_of: &table_of }.run(tx)
@@ -174,6 +174,7 @@ impl Model for ResourceType {
             return Err(Error::conflict(message).class("ResourceNotEmptyError"));
         }
         let owned = Owner::parse(&self.owner) != Owner::None;
+        crate::quota::forget_all(tx, &self.plural)?;
         tx.log_all_deleted(&self.keyword, &self.table_name, owned)?;
         table::drop(tx, self)
     }
@@ -182,6 +183,3 @@ impl Model for ResourceType {
         generation::publish(tx)
     }
 }
-
-#[actions]
-impl ResourceType {}

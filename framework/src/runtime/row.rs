@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use super::of::{DynType, Own, parse};
 use super::spec::FieldType;
+use crate::Result;
 use crate::auth::Access;
 use crate::ctx::Tx;
 use crate::db::{Column as _, RowReader, Value};
@@ -20,7 +21,7 @@ use crate::model::{
     Scope, Stamp, StandaloneBase, Verbs, VirtualBase,
 };
 use crate::query::ListRequest;
-use crate::Result;
+use crate::quota::QuotaUse;
 
 thread_local! {
     static CURRENT: Cell<Option<&'static DynType>> = const { Cell::new(None) };
@@ -38,6 +39,7 @@ static NONE: LazyLock<DynType> = LazyLock::new(|| {
         verbs,
         scope: Scope::All,
         cached: false,
+        quota: None,
         extra: &[],
         fields: |_| {},
     };
@@ -239,6 +241,10 @@ impl Record for DynRow {
         &current().meta
     }
 
+    fn uses(&self, tx: &mut Tx<'_>) -> Result<Vec<QuotaUse>> {
+        self.quota_use(tx)
+    }
+
     fn base(&self) -> &dyn Base {
         match &self.base {
             Either::Plain(it) => it,
@@ -327,6 +333,11 @@ impl ResourceHandler for DynHandler {
     fn warm(&self, tx: &mut Tx<'_>) -> Result<()> {
         let _within = Within::new(self.0);
         ROWS.warm(tx)
+    }
+
+    fn uses(&self, tx: &mut Tx<'_>, column: &'static str, owner: &str) -> Result<Vec<QuotaUse>> {
+        let _within = Within::new(self.0);
+        ROWS.uses(tx, column, owner)
     }
 
     fn exists(&self, tx: &mut Tx<'_>, id: &str) -> Result<bool> {

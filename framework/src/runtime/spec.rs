@@ -234,23 +234,128 @@ json_column!(Ranks);
 
 /// Plurals and keywords that paths have or may come to have.
 const RESERVED: &[&str] = &[
-    "api", "assets", "auth", "batch", "console", "docs", "events", "export", "files", "graphql", "health",
-    "healthz", "limits", "livez", "login", "logout", "metadata", "metrics", "openapi", "quotas", "ready",
-    "readyz", "resource", "resources", "search", "static", "statistics", "status", "tags", "task_id", "total",
-    "types", "ui", "usages", "v1", "v2", "v3", "version", "versions", "watch", "webhooks", "workers", "ws",
+    "api",
+    "assets",
+    "auth",
+    "batch",
+    "console",
+    "docs",
+    "events",
+    "export",
+    "files",
+    "graphql",
+    "health",
+    "healthz",
+    "limits",
+    "livez",
+    "login",
+    "logout",
+    "metadata",
+    "metrics",
+    "openapi",
+    "quotas",
+    "ready",
+    "readyz",
+    "resource",
+    "resources",
+    "search",
+    "static",
+    "statistics",
+    "status",
+    "tags",
+    "task_id",
+    "total",
+    "types",
+    "ui",
+    "usages",
+    "v1",
+    "v2",
+    "v3",
+    "version",
+    "versions",
+    "watch",
+    "webhooks",
+    "workers",
+    "ws",
 ];
 
 /// Columns of bases, parameters of requests, names that databases keep.
 const RESERVED_FIELDS: &[&str] = &[
-    "apply", "base", "cmax", "cmin", "copy", "count", "created_at", "ctid", "deleted", "deleted_at",
-    "description", "details", "distinct_field", "domain", "domain_id", "domain_src", "dry_run", "enabled",
-    "exclude", "export", "export_keys", "external_id", "field", "filter", "filter_any", "force", "format",
-    "id", "is_public", "join", "joint_filter", "limit", "links", "marker", "meta", "metadata", "name",
-    "next_marker", "offset", "oid", "order", "order_by", "owner", "paging_marker", "paging_order",
-    "pending_deleted", "pending_deleted_at", "previous_marker", "project", "project_id", "public_scope",
-    "public_src", "rowid", "scope", "search", "shared_domains", "shared_projects", "source", "status",
-    "status_reason", "system_tags", "tableoid", "tag", "tags", "task_id", "total", "updated_at", "user",
-    "user_id", "user_tags", "version", "watch", "with_meta", "xmax", "xmin",
+    "apply",
+    "base",
+    "cmax",
+    "cmin",
+    "copy",
+    "count",
+    "created_at",
+    "ctid",
+    "deleted",
+    "deleted_at",
+    "description",
+    "details",
+    "distinct_field",
+    "domain",
+    "domain_id",
+    "domain_src",
+    "dry_run",
+    "enabled",
+    "exclude",
+    "export",
+    "export_keys",
+    "external_id",
+    "field",
+    "filter",
+    "filter_any",
+    "force",
+    "format",
+    "id",
+    "is_public",
+    "join",
+    "joint_filter",
+    "limit",
+    "links",
+    "marker",
+    "meta",
+    "metadata",
+    "name",
+    "next_marker",
+    "offset",
+    "oid",
+    "order",
+    "order_by",
+    "owner",
+    "paging_marker",
+    "paging_order",
+    "pending_deleted",
+    "pending_deleted_at",
+    "previous_marker",
+    "project",
+    "project_id",
+    "public_scope",
+    "public_src",
+    "rowid",
+    "scope",
+    "search",
+    "shared_domains",
+    "shared_projects",
+    "source",
+    "status",
+    "status_reason",
+    "system_tags",
+    "tableoid",
+    "tag",
+    "tags",
+    "task_id",
+    "total",
+    "updated_at",
+    "user",
+    "user_id",
+    "user_tags",
+    "version",
+    "watch",
+    "with_meta",
+    "xmax",
+    "xmin",
 ];
 
 /// What is wrong with a name, if anything.
@@ -293,11 +398,10 @@ pub(super) fn check_fields(
         wrong.push(FieldError { field: "fields".into(), message });
     }
     for (i, spec) in fields.0.iter().enumerate() {
-        let mut blame =
-            |member: &str, message: String| {
-                let field = format!("fields[{i}].{member}");
-                wrong.push(FieldError { field, message });
-            };
+        let mut blame = |member: &str, message: String| {
+            let field = format!("fields[{i}].{member}");
+            wrong.push(FieldError { field, message });
+        };
         let name = spec.name.as_str();
         if let Err(message) = check_name(name) {
             blame("name", message);
@@ -378,7 +482,8 @@ mod tests {
 
     #[test]
     fn names_that_are_none() {
-        for bad in ["", "A", "1a", "a-b", "a b", "a\"b", "a;drop", "a__b", "a_", "_a", "é", &"a".repeat(32)] {
+        for bad in ["", "A", "1a", "a-b", "a b", "a\"b", "a;drop", "a__b", "a_", "_a", "é", &"a".repeat(32)]
+        {
             let found = wrong(serde_json::json!([{"name": bad}]));
             assert_eq!(found, ["fields[0].name"], "{bad:?}");
             let mut found = Vec::new();

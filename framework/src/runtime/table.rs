@@ -9,9 +9,9 @@
 
 use diesel::connection::SimpleConnection as _;
 
+use super::ResourceType;
 use super::of::{base_fields, default_of};
 use super::spec::{FieldSpec, FieldType, Owner, Unique};
-use super::ResourceType;
 use crate::ctx::Tx;
 use crate::db::{self, ColumnType, Dialect, Sql, Value};
 use crate::{Error, Result};
@@ -101,16 +101,10 @@ fn indexes(row: &ResourceType) -> Vec<Index> {
     // As in the migrations of compiled types; MySQL has no such indexes.
     let living = if owner == Owner::None { "" } else { " WHERE \"deleted\" = FALSE" };
     let prefix = format!("rt{}", row.serial);
-    let plain = |name: &str, on: String| Index {
-        name: format!("{prefix}__{name}"),
-        unique: false,
-        on,
-        field: None,
-    };
-    let mut all = vec![
-        plain("created", "(\"created_at\", \"id\")".into()),
-        plain("name", "(\"name\")".into()),
-    ];
+    let plain =
+        |name: &str, on: String| Index { name: format!("{prefix}__{name}"), unique: false, on, field: None };
+    let mut all =
+        vec![plain("created", "(\"created_at\", \"id\")".into()), plain("name", "(\"name\")".into())];
     if let Some(column) = owner.column() {
         all.push(plain("owner", format!("(\"{column}\", \"created_at\", \"id\")")));
         for other in ["domain_id", "project_id", "user_id"].into_iter().filter(|it| *it != column) {
@@ -255,7 +249,8 @@ impl Change<'_> {
         if !self.force
             && let Some(id) = example(tx, table, differs(spec, default_of(spec)))?
         {
-            let message = format!("{} {id} has a value in it; force removes it all the same", self.old.keyword);
+            let message =
+                format!("{} {id} has a value in it; force removes it all the same", self.old.keyword);
             return Err(conflict(&spec.name, "FieldInUseError", message));
         }
         run(tx, &format!("ALTER TABLE \"{table}\" DROP COLUMN \"{}\"", spec.name))

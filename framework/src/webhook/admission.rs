@@ -172,7 +172,8 @@ async fn ask(
     if verdict.allowed {
         return Ok(Some(verdict.patch));
     }
-    let message: String = verdict.message.unwrap_or_else(|| format!("refused by the webhook {}", hook.base.name));
+    let message: String =
+        verdict.message.unwrap_or_else(|| format!("refused by the webhook {}", hook.base.name));
     let message: String = message.chars().take(1024).collect();
     Err(match verdict.field {
         Some(field) => Error::field(field, message).class("AdmissionRefusedError"),

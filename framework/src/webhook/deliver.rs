@@ -12,7 +12,7 @@ use crate::ctx::{Core, Ctx, Tx};
 use crate::db::{self, Cost, Sql};
 use crate::model::{AnonBase, JsonObject, Manager, Meta, Model, Record};
 use crate::task::{Reason, Stage, TaskCtx};
-use crate::{Resource, Result, actions, stages};
+use crate::{Resource, Result, stages};
 
 /// Deliveries are kept so long.
 const KEEP: Duration = Duration::from_secs(14 * 86_400);
@@ -46,9 +46,6 @@ pub struct WebhookDelivery {
 impl Manager for WebhookDelivery {}
 
 impl Model for WebhookDelivery {}
-
-#[actions]
-impl WebhookDelivery {}
 
 impl Tx<'_> {
     /// Whether any webhook is to be told of an action.
@@ -100,7 +97,8 @@ impl Tx<'_> {
 /// Marks a delivery as ended; not through its row, whose version and audit are
 /// nobody's concern.
 fn ended(tx: &mut Tx<'_>, delivery: &mut WebhookDelivery) -> Result<()> {
-    let sql = Sql::new("UPDATE \"webhook_deliveries\" SET \"ended\" = TRUE WHERE \"id\" = ").value(&delivery.base.id);
+    let sql = Sql::new("UPDATE \"webhook_deliveries\" SET \"ended\" = TRUE WHERE \"id\" = ")
+        .value(&delivery.base.id);
     db::execute(tx.conn, &sql)?;
     Ok(())
 }

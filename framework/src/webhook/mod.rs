@@ -21,8 +21,8 @@ use tokio::sync::Semaphore;
 use crate::model::Meta;
 
 pub(crate) use admission::{Admitted, admit, expect_admitted};
-pub use deliver::{WebhookDeliver, WebhookDelivery};
 pub(crate) use deliver::tidy;
+pub use deliver::{WebhookDeliver, WebhookDelivery};
 pub use resource::{Webhook, WebhookCreate, WebhookUpdate};
 
 /// Questions to webhooks that may be under way at once in a process.
@@ -37,11 +37,7 @@ pub(crate) struct Hooks {
 
 impl Default for Hooks {
     fn default() -> Self {
-        Self {
-            any: AtomicBool::new(false),
-            all: RwLock::default(),
-            asking: Semaphore::new(AT_ONCE),
-        }
+        Self { any: AtomicBool::new(false), all: RwLock::default(), asking: Semaphore::new(AT_ONCE) }
     }
 }
 

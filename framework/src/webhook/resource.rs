@@ -100,14 +100,20 @@ impl Webhook {
             return Err(Error::field("events", "names none"));
         }
         let word = |it: &&String| {
-            it.is_empty() || it.len() > 64 || !it.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./".contains(&b))
+            it.is_empty()
+                || it.len() > 64
+                || !it.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./".contains(&b))
         };
         if let Some(bad) = self.events.iter().find(word) {
             return Err(Error::field("events", format!("{bad:?} is no event")));
         }
         // What somebody means with it is one of those above.
-        if let Some(bad) = self.events.iter().find(|it| ["create", "update", "delete"].contains(&it.as_str())) {
-            return Err(Error::field("events", format!("say {bad}d when it is done, before_{bad} to be asked")));
+        if let Some(bad) = self.events.iter().find(|it| ["create", "update", "delete"].contains(&it.as_str()))
+        {
+            return Err(Error::field(
+                "events",
+                format!("say {bad}d when it is done, before_{bad} to be asked"),
+            ));
         }
         if !(1..=10).contains(&self.timeout) {
             return Err(Error::field("timeout", "must be from 1 to 10 seconds"));

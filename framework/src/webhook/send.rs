@@ -229,7 +229,9 @@ mod tests {
         ] {
             assert!(check_url(bad).is_err(), "{bad}");
         }
-        for good in ["http://127.0.0.1:8080/x", "https://example.org/hooks?a=b", "http://10.0.0.1/", "http://[::1]/"] {
+        for good in
+            ["http://127.0.0.1:8080/x", "https://example.org/hooks?a=b", "http://10.0.0.1/", "http://[::1]/"]
+        {
             check_url(good).unwrap();
         }
     }
