@@ -21,6 +21,7 @@ mod openapi;
 mod operations;
 mod programs;
 mod quotas;
+mod runtime_changes;
 mod runtime_types;
 mod statements;
 mod story;

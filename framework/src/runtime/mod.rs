@@ -9,6 +9,7 @@
 //! them (`row`). `generation` keeps processes on one database together.
 
 mod generation;
+mod names;
 mod of;
 mod resource;
 mod row;

@@ -1,7 +1,7 @@
 //! Resource types as a resource: what an administrator writes is the type.
 
 use super::spec::{self, Fields, Owner, Ranks};
-use super::{generation, of, table};
+use super::{generation, names, of, table};
 use crate::ctx::Tx;
 use crate::model::{AnonBase, Extra, Manager, Model};
 use crate::{Error, FieldError, Resource, Result};
@@ -66,7 +66,7 @@ impl ResourceType {
         let registry = &tx.ctx.core().registry;
         let mut wrong: Vec<FieldError> = Vec::new();
         for (of, name) in [("keyword", &self.keyword), ("plural", &self.plural)] {
-            spec::check_type_name(of, name, &mut wrong);
+            names::check_type_name(of, name, &mut wrong);
             let taken = registry.compiled(name)
                 || others.iter().any(|it| it.id != self.id && (it.keyword == *name || it.plural == *name));
             if taken {
