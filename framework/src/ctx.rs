@@ -42,6 +42,8 @@ pub struct Core {
     pub caches: Caches,
     /// The task engine.
     pub tasks: Engine,
+    /// The webhooks.
+    pub(crate) hooks: crate::webhook::Hooks,
     auth: Arc<dyn Authenticator>,
     services: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
 }
@@ -56,6 +58,7 @@ impl Core {
             registry: Registry::collect(),
             caches: Caches::default(),
             tasks,
+            hooks: crate::webhook::Hooks::default(),
             auth,
             services: HashMap::new(),
         }
@@ -95,12 +98,37 @@ pub struct Ctx {
     core: Arc<Core>,
     cred: Arc<UserCred>,
     request_id: Arc<str>,
+    force: bool,
+    admitted: bool,
 }
 
 impl Ctx {
     /// For a request of somebody.
     pub fn new(core: Arc<Core>, cred: Arc<UserCred>, request_id: impl Into<Arc<str>>) -> Self {
-        Self { core, cred, request_id: request_id.into() }
+        Self { core, cred, request_id: request_id.into(), force: false, admitted: false }
+    }
+
+    /// The same request, which asked for force or did not.
+    #[must_use]
+    pub(crate) fn with_force(self, force: bool) -> Self {
+        Self { force, ..self }
+    }
+
+    /// Whether the request asked for force: only where [`crate::model::Manager::FORCE`] says so.
+    #[must_use]
+    pub fn force(&self) -> bool {
+        self.force
+    }
+
+    /// The same request, which all webhooks that must be asked have admitted.
+    #[must_use]
+    pub(crate) fn with_admission(self) -> Self {
+        Self { admitted: true, ..self }
+    }
+
+    /// Whether all webhooks that must be asked have admitted the request.
+    pub(crate) fn is_admitted(&self) -> bool {
+        self.admitted
     }
 
     /// For the platform itself.
@@ -246,8 +274,9 @@ impl<'a> Tx<'a> {
         }
         self.quota_insert(row)?;
         let notes = oplog::notes(row, None);
+        let changes = self.told(T::meta(), action).then(|| notes.clone());
         self.with_record(insertion(row), T::meta(), row.base(), action, notes)?;
-        Ok(())
+        self.tell(row, action, changes)
     }
 
     /// Makes a row as the platform would for a client, without the client's
@@ -284,7 +313,13 @@ impl<'a> Tx<'a> {
     ) -> Result<()> {
         self.save_with(row, |tx, row, version| {
             let notes = oplog::notes(row, Some(before));
-            tx.with_record(change(row, version, Some(before)), T::meta(), row.base(), action, notes)
+            let changes = tx.told(T::meta(), action).then(|| notes.clone());
+            let stored =
+                tx.with_record(change(row, version, Some(before)), T::meta(), row.base(), action, notes)?;
+            if stored {
+                tx.tell(row, action, changes)?;
+            }
+            Ok(stored)
         })
     }
 
@@ -323,6 +358,8 @@ impl<'a> Tx<'a> {
         if let Some(owned) = row.base_mut().owned_mut() {
             owned.deleted = true;
             owned.deleted_at = Some(now);
+            let id = row.base().anon().id.clone();
+            self.expect_unused(T::meta(), &id)?;
             return self.save(row);
         }
         let meta = T::meta();
@@ -339,9 +376,9 @@ impl<'a> Tx<'a> {
             .value(&anon.id)
             .text(" AND \"version\" = ")
             .value(anon.version);
-        for by in meta.referenced_by() {
+        for by in self.ctx.core().registry.referenced_by(meta) {
             sql.push(" AND NOT ");
-            used(&mut sql, by, &anon.id);
+            used(&mut sql, &by, &anon.id);
         }
         if db::execute(self.conn, &sql)? == 0 {
             self.expect_unused(meta, &anon.id)?;
@@ -353,16 +390,17 @@ impl<'a> Tx<'a> {
 
     /// Refuses when a living row of any type refers to the row.
     fn expect_unused(&mut self, meta: &'static Meta, id: &str) -> Result<()> {
+        let referenced_by = self.ctx.core().registry.referenced_by(meta);
+        if referenced_by.is_empty() {
+            return Ok(());
+        }
         let mut sql = Sql::new("SELECT CASE");
-        for by in meta.referenced_by() {
+        for by in &referenced_by {
             sql.push(" WHEN ");
             used(&mut sql, by, id);
             sql.push(" THEN '").push(by.keyword).push("'");
         }
         sql.push(" ELSE '' END");
-        if meta.referenced_by().is_empty() {
-            return Ok(());
-        }
         match db::load_one::<(String,)>(self.conn, sql)? {
             Some((by,)) if !by.is_empty() => {
                 let text = format!("{} {id} is still used by a {by}", meta.keyword());

@@ -304,6 +304,14 @@ impl From<diesel::result::Error> for Error {
             _ if text.contains("invalid byte sequence for encoding") => {
                 Self::bad_request("a text has a character that the database cannot keep").caused_by(cause)
             }
+            // Tables of types that are defined at run time change their names
+            // with each change of the type.
+            _ if text.contains("no such table: rt_")
+                || text.contains("relation \"rt_") && text.contains("does not exist") =>
+            {
+                let text = "the resource type has just changed; try again";
+                Self::unavailable(text, 1).class(crate::runtime::STALE).caused_by(cause)
+            }
             _ if text.contains("lock timeout") || text.contains("statement timeout") => {
                 Self::unavailable("the database is busy; try again", 2).caused_by(cause)
             }

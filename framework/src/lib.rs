@@ -21,8 +21,10 @@ mod policy;
 pub mod query;
 pub mod quota;
 pub mod registry;
+pub mod runtime;
 pub mod task;
 pub mod telemetry;
+pub mod webhook;
 
 pub use cache::Rows;
 pub use ctx::{Core, Ctx, Tx, new_id, now};

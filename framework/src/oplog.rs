@@ -15,7 +15,26 @@ impl Tx<'_> {
     /// What the database says.
     pub fn log<T: Record>(&mut self, row: &T, action: &str, before: Option<&[Value<'static>]>) -> Result<()> {
         let notes = notes::<T>(row, before);
-        self.append(T::meta(), row.base(), action, notes)
+        let changes = self.told(T::meta(), action).then(|| notes.clone());
+        self.append(T::meta(), row.base(), action, notes)?;
+        self.tell(row, action, changes)
+    }
+
+    /// Appends a record for each living row of a table that is about to go.
+    pub(crate) fn log_all_deleted(&mut self, keyword: &str, table: &str, owned: bool) -> Result<()> {
+        let owners = if owned { "\"domain_id\", \"project_id\", \"user_id\"" } else { "'', '', ''" };
+        let living = if owned { " WHERE \"deleted\" = FALSE" } else { "" };
+        let now = self.now();
+        let cred = self.ctx.cred();
+        let mut sql = Sql::new(INSERT);
+        sql.push("SELECT ").bind(now).push(", ").bind(keyword);
+        sql.push(format!(", \"id\", \"name\", \"version\", 'delete', {owners}"));
+        for text in [&cred.user_id, &cred.user_name, &cred.project_id, self.ctx.request_id()] {
+            sql.push(", ").bind(text);
+        }
+        sql.push(format!(", '{{}}' FROM \"{table}\"{living}"));
+        db::execute(self.conn, &sql)?;
+        Ok(())
     }
 
     fn append(&mut self, meta: &Meta, row: &dyn Base, action: &str, notes: String) -> Result<()> {

@@ -1,11 +1,13 @@
-//! All resource types of a process, as `inventory` found them. A crate that
-//! nothing names registers nothing: the server says `use podyard_spaces as _`.
+//! All resource types of a process: those that `inventory` found, and those
+//! that were defined at run time. A crate that nothing names registers
+//! nothing: the server says `use podyard_spaces as _`.
 
 use std::any::TypeId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::dispatch::ResourceHandler;
-use crate::model::{Action, ActionKind, Reference};
+use crate::model::{Action, ActionKind, Meta, Reference};
 
 /// One registered type; submitted by the derive.
 pub struct Entry {
@@ -28,6 +30,28 @@ pub struct Registry {
     types: BTreeMap<&'static str, Type>,
     by_keyword: BTreeMap<&'static str, &'static str>,
     by_id: BTreeMap<TypeId, &'static str>,
+    runtime: RwLock<Runtime>,
+    /// The API's document and the generation that it is of.
+    pub(crate) document: Mutex<Option<(i64, actix_web::web::Bytes)>>,
+}
+
+/// The types that were defined at run time, as of a generation.
+#[derive(Default)]
+struct Runtime {
+    generation: i64,
+    types: Vec<&'static Type>,
+    by_plural: HashMap<&'static str, &'static Type>,
+    by_keyword: HashMap<&'static str, &'static Type>,
+    /// Who holds ids of a type, by the type's keyword.
+    references: HashMap<&'static str, Vec<Reference>>,
+}
+
+/// The fields of a type that hold ids of another.
+fn references(of: &Type) -> impl Iterator<Item = (&'static str, Reference)> {
+    let meta = of.handler.meta();
+    let (table, keyword, soft) = (meta.table(), meta.keyword(), meta.has("deleted"));
+    meta.stored()
+        .filter_map(move |f| Some((f.references?, Reference { table, keyword, column: f.name, soft })))
 }
 
 impl Registry {
@@ -39,7 +63,13 @@ impl Registry {
     /// program, found at its first start.
     #[must_use]
     pub fn collect() -> Self {
-        let mut it = Self { types: BTreeMap::new(), by_keyword: BTreeMap::new(), by_id: BTreeMap::new() };
+        let mut it = Self {
+            types: BTreeMap::new(),
+            by_keyword: BTreeMap::new(),
+            by_id: BTreeMap::new(),
+            runtime: RwLock::default(),
+            document: Mutex::default(),
+        };
         for entry in inventory::iter::<Entry> {
             let meta = entry.handler.meta();
             let (plural, keyword) = (meta.plural(), meta.keyword());
@@ -64,38 +94,83 @@ impl Registry {
             // Quotas are cached, too.
             let counted = meta.source.quota.is_some();
             meta.set_fenced(counted || meta.fields().iter().copied().any(|f| refers(&f)));
-            let by = |other: &Type| {
-                let other = other.handler.meta();
-                let holds = |f: &&crate::model::Field| f.references == Some(meta.keyword());
-                let soft = other.has("deleted");
-                let (table, keyword) = (other.table(), other.keyword());
-                other
-                    .stored()
-                    .filter(holds)
-                    .map(move |f| Reference { table, keyword, column: f.name, soft })
-                    .collect()
-            };
+            let by = it.types.values().flat_map(references);
             meta.set_referenced_by(
-                it.types.values().flat_map(|other| -> Vec<Reference> { by(other) }).collect(),
+                by.filter(|(keyword, _)| *keyword == meta.keyword()).map(|(_, by)| by).collect(),
             );
         }
         it
     }
 
+    fn runtime(&self) -> RwLockReadGuard<'_, Runtime> {
+        self.runtime.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A type by its plural.
     #[must_use]
     pub fn get(&self, plural: &str) -> Option<&Type> {
-        self.types.get(plural)
+        self.types.get(plural).or_else(|| self.runtime().by_plural.get(plural).copied())
     }
 
     /// A type by its keyword.
     #[must_use]
     pub fn keyword(&self, keyword: &str) -> Option<&Type> {
+        self.compiled_keyword(keyword).or_else(|| self.runtime().by_keyword.get(keyword).copied())
+    }
+
+    /// All types: those of the program by plural, then those defined at run time.
+    pub fn types(&self) -> impl Iterator<Item = &Type> {
+        let runtime = self.runtime().types.clone();
+        self.types.values().chain(runtime)
+    }
+
+    /// A type of the program by its keyword.
+    pub(crate) fn compiled_keyword(&self, keyword: &str) -> Option<&Type> {
         self.by_keyword.get(keyword).and_then(|plural| self.types.get(plural))
     }
 
-    /// All types, by plural.
-    pub fn types(&self) -> impl Iterator<Item = &Type> {
-        self.types.values()
+    /// Whether a type of the program has that plural or keyword.
+    pub(crate) fn compiled(&self, name: &str) -> bool {
+        self.types.contains_key(name) || self.by_keyword.contains_key(name)
+    }
+
+    /// The generation of what was defined at run time; 0: nothing was read yet.
+    pub(crate) fn generation(&self) -> i64 {
+        self.runtime().generation
+    }
+
+    /// All fields that hold ids of a type.
+    pub(crate) fn referenced_by(&self, meta: &'static Meta) -> Vec<Reference> {
+        let mut all = meta.referenced_by().to_vec();
+        all.extend(self.runtime().references.get(meta.keyword()).into_iter().flatten());
+        all
+    }
+
+    /// Takes over what was defined at run time, unless something newer is
+    /// here. `build` is given a way to what it made before, by table.
+    pub(crate) fn install(
+        &self,
+        generation: i64,
+        build: impl FnOnce(&dyn Fn(&str) -> Option<&'static Type>, &dyn Fn(&str) -> bool) -> Vec<&'static Type>,
+    ) {
+        let mut runtime = self.runtime.write().unwrap_or_else(PoisonError::into_inner);
+        if runtime.generation >= generation {
+            return;
+        }
+        let known = |table: &str| runtime.types.iter().copied().find(|of| of.handler.meta().table() == table);
+        let cached =
+            |keyword: &str| self.compiled_keyword(keyword).is_some_and(|of| of.handler.meta().source.cached);
+        let types = build(&known, &cached);
+        let mut new = Runtime { generation, ..Runtime::default() };
+        for of in &types {
+            let meta = of.handler.meta();
+            new.by_plural.insert(meta.plural(), of);
+            new.by_keyword.insert(meta.keyword(), of);
+            for (keyword, by) in references(of) {
+                new.references.entry(keyword).or_default().push(by);
+            }
+        }
+        new.types = types;
+        *runtime = new;
     }
 }

@@ -193,6 +193,7 @@ impl Column {
                 max: #max,
                 multiline: #multiline,
                 choices: &[#(#choices),*],
+                range: ::podyard::model::Range::ANY,
                 schema: |g| g.subschema_for::<#ty>(),
             }
         }

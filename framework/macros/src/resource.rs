@@ -97,8 +97,8 @@ fn attributes(input: &DeriveInput) -> syn::Result<Attributes> {
 fn word(text: &LitStr) -> syn::Result<()> {
     let value = text.value();
     let good = value.starts_with(|c: char| c.is_ascii_lowercase())
-        && value.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-    if good { Ok(()) } else { Err(syn::Error::new(text.span(), "use small letters, digits and `_`")) }
+        && value.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-".contains(c));
+    if good { Ok(()) } else { Err(syn::Error::new(text.span(), "use small letters, digits, `_` and `-`")) }
 }
 
 pub(crate) fn derive(item: TokenStream) -> syn::Result<TokenStream> {

@@ -42,7 +42,7 @@ pub enum IfMatch {
 }
 
 impl IfMatch {
-    fn check(&self, keyword: &str, id: &str, version: i64) -> Result<()> {
+    pub(crate) fn check(&self, keyword: &str, id: &str, version: i64) -> Result<()> {
         match self {
             Self::Any => Ok(()),
             Self::Versions(versions) if versions.contains(&version) => Ok(()),
@@ -64,8 +64,8 @@ pub struct Shown {
 }
 
 /// The dispatcher of one type, without the type: object-safe, synchronous,
-/// inside the transaction. [`Handler`] is the only implementor; both exist
-/// because the registry holds types of all kinds in one map.
+/// inside the transaction. [`Handler`] is the implementor for all compiled types;
+/// those defined at run time have one that wraps it.
 pub trait ResourceHandler: Send + Sync {
     /// The row's type.
     fn type_id(&self) -> TypeId;
@@ -151,6 +151,10 @@ pub trait ResourceHandler: Send + Sync {
     /// # Errors
     /// What the database says.
     fn uses(&self, tx: &mut Tx<'_>, column: &'static str, owner: &str) -> Result<Vec<QuotaUse>>;
+    /// Whether `DELETE …?force=true` means something to it.
+    fn takes_force(&self) -> bool {
+        false
+    }
     /// Whether the caller may refer to that row.
     ///
     /// # Errors
@@ -249,6 +253,10 @@ impl<T: Manager> ResourceHandler for Handler<T> {
             uses.append(&mut row.uses(tx)?);
         }
         Ok(uses)
+    }
+
+    fn takes_force(&self) -> bool {
+        T::FORCE
     }
 
     fn exists(&self, tx: &mut Tx<'_>, id: &str) -> Result<bool> {

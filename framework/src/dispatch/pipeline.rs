@@ -6,6 +6,7 @@ use crate::ctx::{Tx, snapshot};
 use crate::model::{
     Action, ActionInput, ActionKind, ActionOutput, Extra, JsonObject, Manager, Meta, Mode, Record, Run,
 };
+use crate::webhook::expect_admitted;
 use crate::{Error, Result};
 
 /// The row, if the caller may see it; `lock` to change it.
@@ -104,6 +105,7 @@ fn check_references(tx: &mut Tx<'_>, meta: &Meta, entries: &crate::model::Entrie
 
 pub(super) fn create<T: Manager>(tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply> {
     let meta = T::meta();
+    expect_admitted(tx, meta, "create")?;
     let entries = crate::model::entries(body, meta.keyword(), meta.plural())?;
     let mut input = T::Create::default();
     crate::model::fill(meta, &entries, tx.level(), Mode::Create, &mut input)?;
@@ -120,6 +122,7 @@ pub(super) fn create<T: Manager>(tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply> 
 
 pub(super) fn update<T: Manager>(tx: &mut Tx<'_>, id: &str, body: &[u8], known: &IfMatch) -> Result<Reply> {
     let meta = T::meta();
+    expect_admitted(tx, meta, "update")?;
     let entries = crate::model::entries(body, meta.keyword(), meta.plural())?;
     let mut input = T::Update::default();
     crate::model::fill(meta, &entries, tx.level(), Mode::Update, &mut input)?;
@@ -142,6 +145,7 @@ pub(super) fn update<T: Manager>(tx: &mut Tx<'_>, id: &str, body: &[u8], known: 
 
 pub(super) fn delete<T: Manager>(tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> Result<Reply> {
     let meta = T::meta();
+    expect_admitted(tx, meta, "delete")?;
     let mut row = find::<T>(tx, id, true)?;
     known.check(meta.keyword(), id, row.base().anon().version)?;
     row.validate_delete_condition(tx)?;
@@ -163,6 +167,9 @@ pub(super) fn act<T: Manager>(
 ) -> Result<Reply> {
     let Run::Item(run) = action.run else { return Err(Error::internal("not an action on a row")) };
     let changes = action.kind == ActionKind::Item;
+    if changes {
+        expect_admitted(tx, T::meta(), action.name)?;
+    }
     let mut row = find::<T>(tx, id, changes)?;
     known.check(T::meta().keyword(), id, row.base().anon().version)?;
     let before = changes.then(|| snapshot(&row));
@@ -179,6 +186,9 @@ pub(super) fn act_class<T: Manager>(
     input: &ActionInput,
 ) -> Result<Reply> {
     let Run::Class(run) = action.run else { return Err(Error::internal("not an action on the class")) };
+    if action.kind == ActionKind::Class {
+        expect_admitted(tx, T::meta(), action.name)?;
+    }
     let output = run(tx, input)?;
     finish::<T>(tx, None, T::meta().plural(), output)
 }

@@ -32,6 +32,7 @@ fn summary(of: &Type) -> Value {
         "plural": meta.plural(),
         "description": meta.source.doc,
         "path": format!("/{}", meta.plural()),
+        "runtime": meta.is_runtime(),
         "scope": format!("{:?}", meta.source.scope).to_lowercase(),
         "verbs": {
             "list": verbs.list, "get": verbs.get, "create": verbs.create,
@@ -80,6 +81,8 @@ fn field(it: &Field, generator: &mut SchemaGenerator) -> Value {
         "searched": it.search,
         "references": it.references,
         "choices": it.choices,
+        "min": it.range.min,
+        "max": it.range.max,
         "max_length": if it.column == crate::db::ColumnType::Text { json!(it.max) } else { Value::Null },
     })
 }

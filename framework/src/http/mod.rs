@@ -23,7 +23,7 @@ use crate::auth::UserCred;
 use crate::ctx::{Core, Ctx};
 use crate::db::Cost;
 use crate::dispatch::{IfMatch, Reply};
-use crate::{Error, Kind, Result, policy, telemetry};
+use crate::{Error, Kind, Result, policy, runtime, telemetry};
 
 pub use openapi::ExtraPaths;
 pub use problem::problem;
@@ -206,7 +206,13 @@ async fn handle(
     *user = Some(cred.clone());
     let segments = request::segments(req.uri().path())?;
     let mut params = request::query_params(req.uri().query().unwrap_or_default())?;
-    let found = route::route(&app.core, req.method(), &segments);
+    let mut found = route::route(&app.core, req.method(), &segments);
+    if found.is_err() && segments.first().is_some_and(|it| app.core.registry.get(it).is_none()) {
+        // Another process may just have defined it.
+        if runtime::refresh(&app.core).await? {
+            found = route::route(&app.core, req.method(), &segments);
+        }
+    }
     let (of, target) = match found {
         Ok(found) => found,
         Err(error) => {
@@ -237,7 +243,18 @@ async fn handle(
             export: None,
         });
     };
-    run::run(of, target, ctx, &params, body, if_match(req)?).await
+    let known = if_match(req)?;
+    let done = run::run(of, target, ctx.clone(), &params, body.clone(), known.clone()).await;
+    match done {
+        // A type was changed by another process, or just now; nothing was done yet.
+        Err(error) if runtime::is_stale(&error) => {
+            runtime::refresh(&app.core).await?;
+            let (of, target) = route::route(&app.core, req.method(), &segments)?;
+            let of = of.ok_or(error)?;
+            run::run(of, target, ctx, &params, body, known).await
+        }
+        done => done,
+    }
 }
 
 fn if_match(req: &HttpRequest) -> Result<IfMatch> {

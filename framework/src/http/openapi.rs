@@ -1,8 +1,8 @@
 //! The API's document, OpenAPI 3.1, made from the metadata at the first
-//! request for it. Nothing in it is written by hand but what a service's own
+//! request for it, and anew when types are defined. Nothing in it is written by hand but what a service's own
 //! routes say of themselves.
 
-use std::sync::OnceLock;
+use std::sync::PoisonError;
 
 use actix_web::{HttpResponse, web};
 use schemars::SchemaGenerator;
@@ -31,9 +31,21 @@ pub(super) fn generator() -> SchemaGenerator {
 }
 
 pub(super) async fn serve(app: web::Data<App>) -> HttpResponse {
-    static DOCUMENT: OnceLock<web::Bytes> = OnceLock::new();
-    let document = DOCUMENT.get_or_init(|| document(&app.core.registry).to_string().into());
-    HttpResponse::Ok().content_type("application/json").body(document.clone())
+    HttpResponse::Ok().content_type("application/json").body(current(&app.core.registry))
+}
+
+/// The document as of the types that there are now.
+fn current(registry: &Registry) -> web::Bytes {
+    let generation = registry.generation();
+    let mut kept = registry.document.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*kept {
+        Some((of, document)) if *of == generation => document.clone(),
+        _ => {
+            let document: web::Bytes = document(registry).to_string().into();
+            *kept = Some((generation, document.clone()));
+            document
+        }
+    }
 }
 
 /// The document.
@@ -115,6 +127,12 @@ fn property(field: &Field, generator: &mut SchemaGenerator) -> Value {
             schema["enum"] = json!(field.choices);
         }
     }
+    if let Some(min) = field.range.min {
+        schema["minimum"] = json!(min);
+    }
+    if let Some(max) = field.range.max {
+        schema["maximum"] = json!(max);
+    }
     if let Some(keyword) = field.references {
         schema["x-references"] = keyword.into();
     }
@@ -135,7 +153,12 @@ fn object(fields: impl Iterator<Item = Value>, names: &[&str], required: &[&str]
 
 /// `Space`, `SpaceCreate`, `SpaceUpdate`.
 fn type_schemas(meta: &Meta, generator: &mut SchemaGenerator, schemas: &mut Map<String, Value>) -> String {
-    let name: String = meta.keyword().split('_').map(capital).collect();
+    // A name with a dot is nobody's but theirs: Rust types have none.
+    let name: String = if meta.is_runtime() {
+        format!("rt.{}", meta.keyword())
+    } else {
+        meta.keyword().split(['_', '-']).map(capital).collect()
+    };
     let mut add = |suffix: &str, fields: Vec<&&'static Field>, closed: bool, required: Vec<&str>| {
         let names: Vec<_> = fields.iter().map(|f| f.name).collect();
         let properties: Vec<_> = fields.iter().map(|f| property(f, generator)).collect();

@@ -11,9 +11,10 @@ use super::route::Target;
 use crate::auth::UserCred;
 use crate::ctx::Ctx;
 use crate::db::{Cost, Done, Lock};
-use crate::dispatch::{IfMatch, Reply, Shown, enveloped};
+use crate::dispatch::{IfMatch, Reply, ResourceHandler, Shown, enveloped};
 use crate::model::{Action, ActionInput, ActionKind, ActionOutput, Meta, Run, Scope};
 use crate::registry::Type;
+use crate::webhook::{Admitted, admit};
 use crate::{Error, Result, policy, query};
 
 /// What an answer is made from.
@@ -32,6 +33,7 @@ pub(super) struct Answer {
 fn class_lock(meta: &Meta, cred: &UserCred) -> Lock {
     let owner = match meta.source.scope {
         Scope::All => "",
+        Scope::Domain => &cred.domain_id,
         Scope::Project => &cred.project_id,
         Scope::User => &cred.user_id,
     };
@@ -48,6 +50,18 @@ fn shown(meta: &Meta, params: &query::Params<'_>, cred: &UserCred) -> Result<Sho
     }
     let (mask, extra) = query::selection(meta, params, meta.get_mask(cred.level))?;
     Ok(Shown { mask: Some(mask), extra })
+}
+
+/// Whether a delete is to be forced, where that means something.
+fn force(handler: &dyn ResourceHandler, params: &query::Params<'_>) -> Result<bool> {
+    let mut force = false;
+    for (key, value) in params {
+        if key != "force" || !handler.takes_force() {
+            return Err(Error::field(key.clone().into_owned(), "is not a known parameter"));
+        }
+        force = value.parse().map_err(|_| Error::field("force", "must be true or false"))?;
+    }
+    Ok(force)
 }
 
 fn no_params(params: &query::Params<'_>) -> Result<()> {
@@ -110,24 +124,29 @@ pub(super) async fn run(
             allowed(verbs.create, "create")?;
             no_params(params)?;
             let lock = class_lock(meta, &cred);
-            let done = ctx.write(Some(lock), move |tx| handler.create(tx, &body)).await?;
+            let it = admit(ctx, of, "create", None, body, known).await?;
+            let done = it.ctx.write(Some(lock), move |tx| handler.create(tx, &it.body)).await?;
             let location = done.value.id.as_ref().map(|id| format!("/{}/{id}", meta.plural()));
             Ok(Answer { location, ..ok(StatusCode::CREATED, done) })
         }
         Target::Update(id) => {
             allowed(verbs.update, "update")?;
             no_params(params)?;
-            let done = ctx.write(None, move |tx| handler.update(tx, &id, &body, &known)).await?;
-            Ok(ok(StatusCode::OK, done))
+            let it = admit(ctx, of, "update", Some(id), body, known).await?;
+            let explain = Admitted::explain(it.is_pinned());
+            let done = it.ctx.write(None, move |tx| handler.update(tx, &it.id, &it.body, &it.known)).await;
+            Ok(ok(StatusCode::OK, done.map_err(explain)?))
         }
         Target::Delete(id) => {
             allowed(verbs.delete, "delete")?;
-            no_params(params)?;
+            let ctx = ctx.with_force(force(handler, params)?);
             if !body.is_empty() && body.as_ref() != b"{}" {
                 return Err(Error::field("body", "a delete takes none"));
             }
-            let done = ctx.write(None, move |tx| handler.delete(tx, &id, &known)).await?;
-            Ok(ok(StatusCode::OK, done))
+            let it = admit(ctx, of, "delete", Some(id), body, known).await?;
+            let explain = Admitted::explain(it.is_pinned());
+            let done = it.ctx.write(None, move |tx| handler.delete(tx, &it.id, &it.known)).await;
+            Ok(ok(StatusCode::OK, done.map_err(explain)?))
         }
         Target::Action(action, id) => {
             let reading = matches!(action.kind, ActionKind::Property | ActionKind::Detail);
@@ -137,13 +156,17 @@ pub(super) async fn run(
                 ActionKind::Item | ActionKind::Class => verbs.update,
             };
             allowed(action.access.unwrap_or(own), action.name)?;
-            let input = if reading {
-                ActionInput::from_query(params)
-            } else {
-                no_params(params)?;
-                ActionInput::from_entries(crate::model::entries(&body, meta.keyword(), meta.plural())?)?
-            };
-            act(of, action, id, ctx, input, known).await
+            if reading {
+                return act(of, action, id, ctx, ActionInput::from_query(params), known).await;
+            }
+            no_params(params)?;
+            let on_row = id.is_some();
+            let it = admit(ctx, of, action.name, id, body, known).await?;
+            let explain = Admitted::explain(it.is_pinned());
+            let entries = crate::model::entries(&it.body, meta.keyword(), meta.plural())?;
+            let input = ActionInput::from_entries(entries)?;
+            let done = act(of, action, on_row.then_some(it.id), it.ctx, input, it.known).await;
+            done.map_err(explain)
         }
     }
 }

@@ -14,6 +14,32 @@ pub struct Create {
     pub required: bool,
 }
 
+/// Between which bounds a number must be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Range {
+    /// The smallest.
+    pub min: Option<f64>,
+    /// The largest.
+    pub max: Option<f64>,
+}
+
+impl Range {
+    /// Any number.
+    pub const ANY: Self = Self { min: None, max: None };
+
+    /// What is wrong with a number, if anything.
+    ///
+    /// # Errors
+    /// A sentence for the client.
+    pub fn check(&self, number: f64) -> Result<(), String> {
+        match (self.min, self.max) {
+            (Some(min), _) if number < min => Err(format!("must be at least {min}")),
+            (_, Some(max)) if number > max => Err(format!("must be at most {max}")),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// A field. The dispatcher, discovery, the API's document and the console all
 /// read this one description.
 pub struct Field {
@@ -51,6 +77,8 @@ pub struct Field {
     pub multiline: bool,
     /// The values it may have; empty: any.
     pub choices: &'static [&'static str],
+    /// The bounds of a number.
+    pub range: Range,
     /// Its JSON schema.
     pub schema: fn(&mut SchemaGenerator) -> Schema,
 }

@@ -52,6 +52,11 @@ pub fn parse_field<T: DeserializeOwned + Column>(field: &Field, value: &RawValue
             return Err(format!("is longer than {} bytes", field.max.max(65_536)));
         }
         crate::db::Value::Float(Some(v)) if !v.is_finite() => return Err("is not a finite number".into()),
+        crate::db::Value::Float(Some(v)) => field.range.check(v)?,
+        #[expect(clippy::cast_precision_loss, reason = "bounds are doubles")]
+        crate::db::Value::Int(Some(v)) if T::TYPE == crate::db::ColumnType::Int => {
+            field.range.check(v as f64)?;
+        }
         _ => {}
     }
     Ok(it)

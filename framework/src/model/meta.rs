@@ -27,6 +27,8 @@ pub struct Verbs {
 pub enum Scope {
     /// All rows: the type has no owners.
     All,
+    /// The rows of the caller's domain.
+    Domain,
     /// The rows of the caller's project.
     Project,
     /// The rows of the caller.
@@ -37,7 +39,7 @@ pub enum Scope {
 pub struct MetaSource {
     /// `space`.
     pub keyword: &'static str,
-    /// `spaces`: the path and the table.
+    /// `spaces`: the path and, with `_` for `-`, the table.
     pub plural: &'static str,
     /// The struct's doc comment.
     pub doc: &'static str,
@@ -60,6 +62,8 @@ pub struct MetaSource {
 pub struct Meta {
     /// What the derive wrote.
     pub source: MetaSource,
+    table: &'static str,
+    runtime: bool,
     fields: Vec<&'static Field>,
     /// `"id", "version", …` of the stored fields.
     columns: String,
@@ -70,6 +74,7 @@ pub struct Meta {
 }
 
 /// A field somewhere that holds ids of the type.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Reference {
     pub(crate) table: &'static str,
     pub(crate) keyword: &'static str,
@@ -87,6 +92,21 @@ impl Meta {
     pub fn new(source: MetaSource) -> Self {
         let mut fields = Vec::new();
         (source.fields)(&mut fields);
+        // A path may have hyphens, a table has none.
+        let table = if source.plural.contains('-') {
+            Box::leak(source.plural.replace('-', "_").into_boxed_str())
+        } else {
+            source.plural
+        };
+        Self::assemble(source, table, false, fields)
+    }
+
+    /// The metadata of a type that was defined at run time.
+    pub(crate) fn at_runtime(source: MetaSource, table: &'static str, fields: Vec<&'static Field>) -> Self {
+        Self::assemble(source, table, true, fields)
+    }
+
+    fn assemble(source: MetaSource, table: &'static str, runtime: bool, fields: Vec<&'static Field>) -> Self {
         assert!(fields.len() <= 64, "{} has more than 64 fields", source.keyword);
         let mask = |rank: fn(&Field) -> Access, caller: Access| {
             let bit = |(i, f): (usize, &&'static Field)| u64::from(rank(f).allows(caller)) << i;
@@ -100,6 +120,8 @@ impl Meta {
             list,
             get,
             columns: columns.join(", "),
+            table,
+            runtime,
             fields,
             source,
             fenced: OnceLock::new(),
@@ -122,7 +144,13 @@ impl Meta {
     /// The table.
     #[must_use]
     pub fn table(&self) -> &'static str {
-        self.source.plural
+        self.table
+    }
+
+    /// Whether it was defined at run time.
+    #[must_use]
+    pub fn is_runtime(&self) -> bool {
+        self.runtime
     }
 
     /// All fields, those of the base first.

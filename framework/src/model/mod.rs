@@ -10,7 +10,7 @@ mod view;
 
 pub use action::{Action, ActionInput, ActionKind, ActionOutput, Outcome, Run, read_input, read_query};
 pub use base::{AnonBase, Base, Stamp, StandaloneBase, StatusBase, VirtualBase};
-pub use field::{Create, Field};
+pub use field::{Create, Field, Range};
 pub(crate) use input::{Entries, entries, fill};
 pub use input::{Input, Mode, parse_field, parse_value};
 pub(crate) use meta::Reference;
@@ -108,6 +108,10 @@ pub trait Record: Columns + Clone + Send + Sync + 'static {
 /// The collection: hooks that belong to `/<plural>`. All have defaults, all
 /// run inside the request's transaction, all may fail.
 pub trait Manager: Model {
+    /// Whether `DELETE …?force=true` means something to it; its hooks then
+    /// ask [`crate::Ctx::force`].
+    const FORCE: bool = false;
+
     /// Adds conditions to every list and look-up. Scope and deletion are
     /// already in; a hook can only narrow.
     ///

@@ -38,10 +38,19 @@ impl<'a> JsonObject<'a> {
     /// Writes the next field, if it may be seen. Called once for every field,
     /// in the order of the metadata.
     pub fn field<T: Column>(&mut self, name: &'static str, value: &T) {
+        self.field_with(name, |out| value.json(out));
+    }
+
+    /// As [`JsonObject::field`], for a value that has no Rust type.
+    pub(crate) fn field_with(
+        &mut self,
+        name: &'static str,
+        value: impl FnOnce(&mut Vec<u8>) -> serde_json::Result<()>,
+    ) {
         let visible = self.mask & 1 == 1;
         self.mask >>= 1;
         if visible {
-            self.write(name, |out| value.json(out));
+            self.write(name, value);
         }
     }
 

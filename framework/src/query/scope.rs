@@ -39,7 +39,7 @@ impl Owner {
 pub(super) fn of(meta: &Meta, cred: &UserCred) -> Owner {
     match (meta.source.scope, cred.level) {
         (Scope::All, _) | (_, Access::Admin) => Owner::Everybody,
-        (_, Access::Domain) => Owner::domain(cred),
+        (_, Access::Domain) | (Scope::Domain, _) => Owner::domain(cred),
         (Scope::Project, _) => Owner::project(cred),
         (Scope::User, _) => Owner::user(cred),
     }
@@ -56,7 +56,10 @@ pub(super) fn asked(meta: &Meta, cred: &UserCred, word: &str) -> Result<Option<O
             let own = meta.source.scope == Scope::Project;
             (Owner::project(cred), "project_id", if own { Access::User } else { Access::Domain })
         }
-        "domain" => (Owner::domain(cred), "domain_id", Access::Domain),
+        "domain" => {
+            let own = meta.source.scope == Scope::Domain;
+            (Owner::domain(cred), "domain_id", if own { Access::User } else { Access::Domain })
+        }
         "system" => (Owner::Everybody, "id", Access::Admin),
         _ => return Err(Error::field("scope", "must be user, project, domain or system")),
     };

@@ -12,6 +12,7 @@ mod resource;
 use std::any::Any;
 use std::collections::BTreeMap;
 
+pub(crate) use resource::forget_all;
 pub use resource::{Quota, Usage};
 
 use crate::ctx::Tx;

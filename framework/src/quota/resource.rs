@@ -112,6 +112,13 @@ fn forget(tx: &mut Tx<'_>, quota: &Quota) -> Result<()> {
     Ok(())
 }
 
+/// Drops the counters of something of which nothing is left.
+pub(crate) fn forget_all(tx: &mut Tx<'_>, resource: &str) -> Result<()> {
+    let sql = Sql::new("DELETE FROM \"usages\" WHERE \"resource\" = ").value(resource);
+    db::execute(tx.conn, &sql)?;
+    Ok(())
+}
+
 /// What is used of something that a quota limits. There is one from the first
 /// use under the quota on.
 #[derive(Debug, Clone, Default, Resource)]

@@ -71,15 +71,21 @@ fn check(url: &DatabaseUrl) -> Result<(), String> {
     let db = Db::open(url, db::Options::default()).map_err(|e| e.to_string())?;
     let registry = Registry::collect();
     let metas: Vec<_> = registry.types().map(|of| of.handler.meta()).collect();
-    let types = metas.len();
     let found = db.read_blocking(move |conn| {
+        let mut types = metas.len();
         let mut all = Vec::new();
         for meta in &metas {
             all.extend(db::differences(conn, meta)?);
         }
-        Ok(all)
+        if all.is_empty() {
+            for meta in podyard::runtime::metas(conn)? {
+                all.extend(db::differences(conn, meta)?);
+                types += 1;
+            }
+        }
+        Ok((all, types))
     });
-    let found = found.map_err(|e| e.to_string())?;
+    let (found, types) = found.map_err(|e| e.to_string())?;
     for line in &found {
         println!("differs: {line}");
     }

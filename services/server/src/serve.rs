@@ -68,7 +68,9 @@ async fn assemble(args: &ServeArgs) -> Result<Process, String> {
     };
     let spaces = Arc::new(Spaces::new(spaces_options, Arc::new(driver)));
     let core = Core::new(db, identity.clone()).with_service(identity.clone()).with_service(spaces.clone());
-    Ok(Process { core: Arc::new(core), identity, spaces })
+    let core = Arc::new(core);
+    podyard::runtime::refresh(&core).await.map_err(|e| told(&e))?;
+    Ok(Process { core, identity, spaces })
 }
 
 /// A socket that takes connections from now on; they wait until the process
@@ -106,6 +108,7 @@ fn start_workers(core: &Arc<Core>, args: &ServeArgs) -> Result<Workers, String> 
 fn background(process: &Process) {
     let (core, spaces) = (process.core.clone(), process.spaces.clone());
     tokio::spawn(podyard_spaces::observe(core, spaces));
+    tokio::spawn(podyard::runtime::follow(process.core.clone()));
     let (core, identity) = (process.core.clone(), process.identity.clone());
     tokio::spawn(async move {
         // Other processes' revocations are known here within a second.
