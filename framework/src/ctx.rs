@@ -178,12 +178,22 @@ pub struct Tx<'a> {
     pub(crate) started_task: Option<String>,
     /// The row that is being changed, as it was, where quotas want to know.
     pub(crate) remembered: Option<Box<dyn Any + Send>>,
+    /// Whether all of it will be undone: a dry run.
+    pub(crate) rehearsal: bool,
 }
 
 impl<'a> Tx<'a> {
     /// Opens the inside of a request on a connection that is in a transaction.
     pub fn new(conn: &'a mut AnyConnection, ctx: &'a Ctx) -> Self {
-        Self { conn, ctx, now: now(), written: None, started_task: None, remembered: None }
+        Self {
+            conn,
+            ctx,
+            now: now(),
+            written: None,
+            started_task: None,
+            remembered: None,
+            rehearsal: false,
+        }
     }
 
     /// The moment of the request: one for all that it writes.
@@ -276,12 +286,7 @@ impl<'a> Tx<'a> {
     ///
     /// # Errors
     /// 409 when somebody else changed it meanwhile.
-    pub fn save_and_log<T: Record>(
-        &mut self,
-        row: &mut T,
-        action: &str,
-        before: &[Value<'static>],
-    ) -> Result<()> {
+    pub fn save_and_log<T: Record>(&mut self, row: &mut T, action: &str, before: &[Value<'_>]) -> Result<()> {
         self.save_with(row, |tx, row, version| {
             let notes = oplog::notes(row, Some(before));
             tx.with_record(change(row, version, Some(before)), T::meta(), row.base(), action, notes)
@@ -407,7 +412,7 @@ fn insertion<T: Record>(row: &T) -> Sql<'_> {
 /// every column of it that is named, whether its value changes or not, so
 /// those that are as `before` are left out. The others are always named: the
 /// text must not take a form for each set of fields that clients can think of.
-fn change<'r, T: Record>(row: &'r T, version: i64, before: Option<&[Value<'static>]>) -> Sql<'r> {
+fn change<'r, T: Record>(row: &'r T, version: i64, before: Option<&[Value<'_>]>) -> Sql<'r> {
     let meta = T::meta();
     let mut values = Vec::with_capacity(meta.fields().len());
     row.write(&mut values);
@@ -442,6 +447,13 @@ pub(crate) fn snapshot<T: Record>(row: &T) -> Vec<Value<'static>> {
     let mut values = Vec::new();
     row.write(&mut values);
     values.into_iter().map(Value::into_owned).collect()
+}
+
+/// A row's values, borrowed from it.
+pub(crate) fn values<T: Record>(row: &T) -> Vec<Value<'_>> {
+    let mut values = Vec::with_capacity(T::meta().fields().len());
+    row.write(&mut values);
+    values
 }
 
 /// A value as JSON, for the audit.

@@ -8,6 +8,7 @@ mod problem;
 mod request;
 mod route;
 mod run;
+mod write;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -178,6 +179,12 @@ fn respond(answer: Answer, id: &str) -> HttpResponse {
     if let Some(location) = &answer.location {
         builder.insert_header((header::LOCATION, location.as_str()));
     }
+    if answer.dry_run {
+        builder.insert_header(("X-Dry-Run", "true"));
+    }
+    if answer.replayed {
+        builder.insert_header(("Idempotency-Replayed", "true"));
+    }
     builder.body(answer.reply.body)
 }
 
@@ -217,15 +224,10 @@ async fn handle(
         let Target::Discovery(plural) = target else { return Err(Error::internal("a route without a type")) };
         let body = discovery::document(&app.core.registry, plural.as_deref())?;
         let reply = Reply { body, ..Reply::default() };
-        return Ok(Answer {
-            status: StatusCode::OK,
-            reply,
-            location: None,
-            statements: 0,
-            db: Duration::ZERO,
-        });
+        return Ok(Answer { reply, ..Answer::default() });
     };
-    run::run(of, target, ctx, &params, body, if_match(req)?).await
+    let manner = write::Manner::of(req, ctx.cred(), &body)?;
+    run::run(of, target, ctx, &params, body, manner).await
 }
 
 fn if_match(req: &HttpRequest) -> Result<IfMatch> {
