@@ -42,6 +42,7 @@ pub struct Core {
     pub caches: Caches,
     /// The task engine.
     pub tasks: Engine,
+    pub(crate) sweeps: crate::idempotency::Sweeps,
     auth: Arc<dyn Authenticator>,
     services: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
 }
@@ -56,6 +57,7 @@ impl Core {
             registry: Registry::collect(),
             caches: Caches::default(),
             tasks,
+            sweeps: crate::idempotency::Sweeps::default(),
             auth,
             services: HashMap::new(),
         }

@@ -187,13 +187,17 @@ impl Key {
     }
 }
 
+/// When a process removes next what is too old.
+#[derive(Default)]
+pub(crate) struct Sweeps(AtomicI64);
+
 /// Removes what is too old, now and then, beside the requests: only those with
 /// a key make the table grow, and only those come here.
 pub(crate) fn sweep(ctx: &Ctx) {
-    static NEXT: AtomicI64 = AtomicI64::new(0);
+    let due = &ctx.core().sweeps.0;
     let now = crate::now().timestamp_micros();
-    let next = NEXT.load(Ordering::Relaxed);
-    if now < next || NEXT.compare_exchange(next, now + SWEEP, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+    let next = due.load(Ordering::Relaxed);
+    if now < next || due.compare_exchange(next, now + SWEEP, Ordering::Relaxed, Ordering::Relaxed).is_err() {
         return;
     }
     let ctx = ctx.clone();

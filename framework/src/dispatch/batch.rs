@@ -117,7 +117,7 @@ pub(crate) struct Rows {
 }
 
 /// What narrows a batch; how a page looks has no place there.
-fn narrows(meta: &Meta, key: &str) -> bool {
+pub(crate) fn narrows(meta: &Meta, key: &str) -> bool {
     ["filter", "filter_any", "search", "scope"].contains(&key)
         || key.contains('.')
         || meta.field(key).is_some()

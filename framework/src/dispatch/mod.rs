@@ -7,7 +7,7 @@ mod batch;
 mod merge;
 mod pipeline;
 
-pub(crate) use batch::{Each, Rows, apply as apply_each, bodies, each};
+pub(crate) use batch::{Each, Rows, apply as apply_each, bodies, each, narrows};
 pub use batch::{MOST_CREATED, MOST_ROWS, Part};
 pub(crate) use pipeline::enveloped;
 

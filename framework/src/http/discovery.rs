@@ -4,6 +4,7 @@
 use schemars::SchemaGenerator;
 use serde_json::{Value, json};
 
+use crate::dispatch::{MOST_CREATED, MOST_ROWS};
 use crate::model::{Action, ActionKind, Field};
 use crate::registry::{Registry, Type};
 use crate::{Error, Result};
@@ -48,6 +49,7 @@ fn full(of: &Type) -> Value {
     value["extra"] =
         meta.source.extra.iter().map(|(name, doc)| json!({"name": name, "description": doc})).collect();
     value["actions"] = of.actions.values().map(|a| action(a, &mut generator)).collect();
+    value["batch"] = json!({"most_created": MOST_CREATED, "most_rows": MOST_ROWS, "apply": meta.has("name")});
     value["schemas"] = json!(generator.take_definitions(true));
     value
 }

@@ -4,6 +4,7 @@
 
 mod discovery;
 mod openapi;
+mod openapi_writes;
 mod problem;
 mod request;
 mod route;
