@@ -243,7 +243,7 @@ impl<'a> Tx<'a> {
             self.bump_generation::<T>()?;
         }
         self.quota_insert(row)?;
-        db::execute(self.conn, &insertion(row))?;
+        db::execute(self.conn, &insertion(row, None))?;
         Ok(())
     }
 
@@ -258,8 +258,23 @@ impl<'a> Tx<'a> {
         }
         self.quota_insert(row)?;
         let notes = oplog::notes(row, None);
-        self.with_record(insertion(row), T::meta(), row.base(), action, notes)?;
+        let owner = self.owner::<T>(row);
+        let sql = insertion(row, owner.map(|of| (of, self.conn.dialect())));
+        if !self.with_record(sql, T::meta(), row.base(), action, notes)? {
+            return Err(Error::unauthorized(format!(
+                "the user {} is no longer there",
+                self.cred().user_name
+            )));
+        }
         Ok(())
+    }
+
+    /// The type of the users, if the row belongs to one. Who creates something
+    /// may be deleted at this very moment; nothing must be left without owner.
+    fn owner<T: Record>(&self, row: &T) -> Option<&'static Meta> {
+        row.base().owned().filter(|it| !it.user_id.is_empty())?;
+        let keyword = T::meta().field("user_id")?.references?;
+        Some(self.ctx.core().registry.keyword(keyword)?.handler.meta())
     }
 
     /// Makes a row as the platform would for a client, without the client's
@@ -393,20 +408,32 @@ impl<'a> Tx<'a> {
     }
 }
 
-/// `INSERT` of a row.
-fn insertion<T: Record>(row: &T) -> Sql<'_> {
+/// `INSERT` of a row; with an owner only if that is there, and stays to the
+/// transaction's end.
+fn insertion<'r, T: Record>(row: &'r T, owner: Option<(&'static Meta, Dialect)>) -> Sql<'r> {
     let meta = T::meta();
     let mut values = Vec::with_capacity(meta.fields().len());
     row.write(&mut values);
-    let mut sql =
-        Sql::new("INSERT INTO \"").text(meta.table()).text("\" (").text(meta.columns()).text(") VALUES (");
+    let mut sql = Sql::new("INSERT INTO \"").text(meta.table()).text("\" (").text(meta.columns());
+    sql.push(if owner.is_some() { ") SELECT " } else { ") VALUES (" });
     for (i, value) in values.into_iter().enumerate() {
         if i > 0 {
             sql.push(", ");
         }
         sql.bind(value);
     }
-    sql.push(")");
+    let (Some((owner, dialect)), Some(base)) = (owner, row.base().owned()) else {
+        sql.push(")");
+        return sql;
+    };
+    sql.push(" FROM \"").push(owner.table()).push("\" WHERE \"id\" = ").bind(&base.user_id);
+    if owner.has("deleted") {
+        sql.push(" AND \"deleted\" = FALSE");
+    }
+    match dialect {
+        Dialect::Sqlite => &mut sql,
+        Dialect::Postgres => sql.push(" FOR KEY SHARE"),
+    };
     sql
 }
 

@@ -457,6 +457,33 @@ async fn an_action_outside_is_never_run_twice() {
 }
 
 #[actix_web::test]
+async fn nothing_is_created_for_who_is_gone() {
+    on_each("gone-s", "gone-p", async |it: Scene| {
+        let told = it.told("ghost", "POST", "/papers", &[], json!({"name": "x"})).await;
+        assert_eq!((told.status, &told.body["class"]), (401, &json!("UnauthorizedError")), "{}", told.body);
+        assert_eq!(it.count("SELECT COUNT(*) FROM papers") + it.count("SELECT COUNT(*) FROM ops_log"), 0);
+        // While a create lasts, its owner stays.
+        let ctx = Ctx::new(it.core.clone(), Names.authenticate(it.who).unwrap(), "");
+        let gone = it.core.db.clone();
+        let (who, postgres) = (it.who, it.core.db.dialect() == db::Dialect::Postgres);
+        let done = ctx.write(None, move |tx| {
+            let create = tx.ctx.core().registry.get("papers").unwrap().handler;
+            create.create(tx, b"{\"name\": \"y\"}")?;
+            if !postgres {
+                return Ok(true);
+            }
+            let sql = Sql::new("SELECT id FROM users WHERE id = ").value(who).text(" FOR UPDATE NOWAIT");
+            let other = std::thread::spawn(move || {
+                gone.write_blocking(move |conn| db::load_one::<(String,)>(conn, sql))
+            });
+            Ok(other.join().unwrap().is_err())
+        });
+        assert!(done.await.unwrap().value, "the owner was free to go");
+    })
+    .await;
+}
+
+#[actix_web::test]
 async fn what_is_old_is_removed() {
     on_each("old-s", "old-p", async |it: Scene| {
         let day = 24 * 3600 * 1_000_000;
