@@ -187,15 +187,7 @@ pub struct Tx<'a> {
 impl<'a> Tx<'a> {
     /// Opens the inside of a request on a connection that is in a transaction.
     pub fn new(conn: &'a mut AnyConnection, ctx: &'a Ctx) -> Self {
-        Self {
-            conn,
-            ctx,
-            now: now(),
-            written: None,
-            started_task: None,
-            remembered: None,
-            rehearsal: false,
-        }
+        Self { conn, ctx, now: now(), written: None, started_task: None, remembered: None, rehearsal: false }
     }
 
     /// The moment of the request: one for all that it writes.

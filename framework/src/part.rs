@@ -34,6 +34,8 @@ impl Tx<'_> {
         let keep = keep(&result);
         if !keep {
             (self.written, self.started_task) = (written, task);
+            // Of a row that may be as it was again: it is to be read anew.
+            self.remembered = None;
         } else if self.started_task.is_none() {
             self.started_task = task;
         }

@@ -9,6 +9,7 @@ on_each_database!(
     a_count_makes_numbered_names,
     batches_have_bounds,
     a_batch_is_under_the_same_limits,
+    a_batch_takes_of_a_quota_what_it_made,
     rows_are_changed_by_id_and_by_filter,
     rows_are_deleted_and_acted_on_at_once,
     a_batch_names_its_rows,
@@ -127,6 +128,27 @@ fn a_batch_is_under_the_same_limits(kind: Kind) {
     let list = json!({"spaces": [fields("x-3"), fields("a"), fields("b"), fields("c")]});
     assert_eq!(statuses(&parts(&ann.post("/spaces", &list), "spaces")), [409, 201, 201, 409]);
     assert_eq!(names(&ann), ["a", "b", "x-3"]);
+}
+
+fn a_batch_takes_of_a_quota_what_it_made(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    let ann = admin.member("ann");
+    let quota = json!({"scope": "user", "target_id": ann.user_id(), "resource": "spaces", "most": 3});
+    let id = key(&admin.post("/quotas", &quota).expect(201).of("quota"), "id");
+    let used = || ann.get(&format!("/usages/{id}")).expect(200).of("usage")["used"].as_i64().unwrap();
+    // The second is refused after the quota was taken for it.
+    let list = json!({"spaces": [fields("a"), fields("a"), fields("b"), fields("c"), fields("d")]});
+    ann.post("/spaces?dry_run=true", &list).expect(207);
+    let made = parts(&ann.post("/spaces", &list), "spaces");
+    assert_eq!(statuses(&made), [201, 409, 201, 201, 409]);
+    assert_eq!(made[4]["body"]["class"], "OutOfQuotaError");
+    assert_eq!(used(), 3);
+    ann.delete("/spaces?all=true&dry_run=true").expect(207);
+    assert_eq!(used(), 3);
+    assert_eq!(statuses(&parts(&ann.delete("/spaces?name=a&name=b"), "spaces")), [200, 200]);
+    assert_eq!(used(), 1);
 }
 
 fn rows_are_changed_by_id_and_by_filter(kind: Kind) {

@@ -48,6 +48,7 @@ pub(super) fn apply<T: Manager>(tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply> {
         return create::<T>(tx, body);
     };
     require(tx, meta.source.verbs.update, "update")?;
+    tx.remember(&row);
     let changes = differences(&row, &entries, tx.level())?;
     if !changes.is_empty() {
         let mut input = T::Update::default();
