@@ -118,7 +118,7 @@ impl Paper {
     /// Has parts that fail, and one in another.
     fn perform_class_parts(tx: &mut Tx<'_>) -> Result<()> {
         let make = |tx: &mut Tx<'_>, name: &str| {
-            let mut paper = Paper::default();
+            let mut paper = Paper { weight: 1, ..Paper::default() };
             paper.name = name.into();
             let done = name.to_owned();
             let user = tx.cred().user_id.clone();
