@@ -95,6 +95,7 @@ impl Tx<'_> {
 }
 
 /// What a transaction did to cached types.
+#[derive(Clone)]
 pub(crate) struct Written {
     /// The generation before, if it was known.
     generation: Option<i64>,

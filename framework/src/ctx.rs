@@ -44,6 +44,7 @@ pub struct Core {
     pub tasks: Engine,
     /// The webhooks.
     pub(crate) hooks: crate::webhook::Hooks,
+    pub(crate) sweeps: crate::idempotency::Sweeps,
     auth: Arc<dyn Authenticator>,
     services: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
 }
@@ -59,6 +60,7 @@ impl Core {
             caches: Caches::default(),
             tasks,
             hooks: crate::webhook::Hooks::default(),
+            sweeps: crate::idempotency::Sweeps::default(),
             auth,
             services: HashMap::new(),
         }
@@ -206,12 +208,14 @@ pub struct Tx<'a> {
     pub(crate) started_task: Option<String>,
     /// The row that is being changed, as it was, where quotas want to know.
     pub(crate) remembered: Option<Box<dyn Any + Send>>,
+    /// Whether all of it will be undone: a dry run.
+    pub(crate) rehearsal: bool,
 }
 
 impl<'a> Tx<'a> {
     /// Opens the inside of a request on a connection that is in a transaction.
     pub fn new(conn: &'a mut AnyConnection, ctx: &'a Ctx) -> Self {
-        Self { conn, ctx, now: now(), written: None, started_task: None, remembered: None }
+        Self { conn, ctx, now: now(), written: None, started_task: None, remembered: None, rehearsal: false }
     }
 
     /// The moment of the request: one for all that it writes.
@@ -259,7 +263,7 @@ impl<'a> Tx<'a> {
             self.bump_generation::<T>()?;
         }
         self.quota_insert(row)?;
-        db::execute(self.conn, &insertion(row))?;
+        db::execute(self.conn, &insertion(row, None))?;
         Ok(())
     }
 
@@ -275,8 +279,23 @@ impl<'a> Tx<'a> {
         self.quota_insert(row)?;
         let notes = oplog::notes(row, None);
         let changes = self.told(T::meta(), action).then(|| notes.clone());
-        self.with_record(insertion(row), T::meta(), row.base(), action, notes)?;
+        let owner = self.owner::<T>(row);
+        let sql = insertion(row, owner.map(|of| (of, self.conn.dialect())));
+        if !self.with_record(sql, T::meta(), row.base(), action, notes)? {
+            return Err(Error::unauthorized(format!(
+                "the user {} is no longer there",
+                self.cred().user_name
+            )));
+        }
         self.tell(row, action, changes)
+    }
+
+    /// The type of the users, if the row belongs to one. Who creates something
+    /// may be deleted at this very moment; nothing must be left without owner.
+    fn owner<T: Record>(&self, row: &T) -> Option<&'static Meta> {
+        row.base().owned().filter(|it| !it.user_id.is_empty())?;
+        let keyword = T::meta().field("user_id")?.references?;
+        Some(self.ctx.core().registry.keyword(keyword)?.handler.meta())
     }
 
     /// Makes a row as the platform would for a client, without the client's
@@ -305,12 +324,7 @@ impl<'a> Tx<'a> {
     ///
     /// # Errors
     /// 409 when somebody else changed it meanwhile.
-    pub fn save_and_log<T: Record>(
-        &mut self,
-        row: &mut T,
-        action: &str,
-        before: &[Value<'static>],
-    ) -> Result<()> {
+    pub fn save_and_log<T: Record>(&mut self, row: &mut T, action: &str, before: &[Value<'_>]) -> Result<()> {
         self.save_with(row, |tx, row, version| {
             let notes = oplog::notes(row, Some(before));
             let changes = tx.told(T::meta(), action).then(|| notes.clone());
@@ -424,20 +438,32 @@ impl<'a> Tx<'a> {
     }
 }
 
-/// `INSERT` of a row.
-fn insertion<T: Record>(row: &T) -> Sql<'_> {
+/// `INSERT` of a row; with an owner only if that is there, and stays to the
+/// transaction's end.
+fn insertion<'r, T: Record>(row: &'r T, owner: Option<(&'static Meta, Dialect)>) -> Sql<'r> {
     let meta = T::meta();
     let mut values = Vec::with_capacity(meta.fields().len());
     row.write(&mut values);
-    let mut sql =
-        Sql::new("INSERT INTO \"").text(meta.table()).text("\" (").text(meta.columns()).text(") VALUES (");
+    let mut sql = Sql::new("INSERT INTO \"").text(meta.table()).text("\" (").text(meta.columns());
+    sql.push(if owner.is_some() { ") SELECT " } else { ") VALUES (" });
     for (i, value) in values.into_iter().enumerate() {
         if i > 0 {
             sql.push(", ");
         }
         sql.bind(value);
     }
-    sql.push(")");
+    let (Some((owner, dialect)), Some(base)) = (owner, row.base().owned()) else {
+        sql.push(")");
+        return sql;
+    };
+    sql.push(" FROM \"").push(owner.table()).push("\" WHERE \"id\" = ").bind(&base.user_id);
+    if owner.has("deleted") {
+        sql.push(" AND \"deleted\" = FALSE");
+    }
+    match dialect {
+        Dialect::Sqlite => &mut sql,
+        Dialect::Postgres => sql.push(" FOR KEY SHARE"),
+    };
     sql
 }
 
@@ -445,7 +471,7 @@ fn insertion<T: Record>(row: &T) -> Sql<'_> {
 /// every column of it that is named, whether its value changes or not, so
 /// those that are as `before` are left out. The others are always named: the
 /// text must not take a form for each set of fields that clients can think of.
-fn change<'r, T: Record>(row: &'r T, version: i64, before: Option<&[Value<'static>]>) -> Sql<'r> {
+fn change<'r, T: Record>(row: &'r T, version: i64, before: Option<&[Value<'_>]>) -> Sql<'r> {
     let meta = T::meta();
     let mut values = Vec::with_capacity(meta.fields().len());
     row.write(&mut values);
@@ -480,6 +506,13 @@ pub(crate) fn snapshot<T: Record>(row: &T) -> Vec<Value<'static>> {
     let mut values = Vec::new();
     row.write(&mut values);
     values.into_iter().map(Value::into_owned).collect()
+}
+
+/// A row's values, borrowed from it.
+pub(crate) fn values<T: Record>(row: &T) -> Vec<Value<'_>> {
+    let mut values = Vec::with_capacity(T::meta().fields().len());
+    row.write(&mut values);
+    values
 }
 
 /// A value as JSON, for the audit.

@@ -30,6 +30,8 @@ pub enum Kind {
     TooLarge,
     /// The body is not JSON.
     UnsupportedMediaType,
+    /// Understood, but it cannot be done as it stands.
+    Unprocessable,
     /// Too often.
     TooManyRequests,
     /// A fault of ours.
@@ -55,6 +57,7 @@ impl Kind {
             Self::PreconditionFailed => 412,
             Self::TooLarge => 413,
             Self::UnsupportedMediaType => 415,
+            Self::Unprocessable => 422,
             Self::TooManyRequests => 429,
             Self::Internal => 500,
             Self::Unavailable => 503,
@@ -76,6 +79,7 @@ impl Kind {
             Self::PreconditionFailed => "Precondition Failed",
             Self::TooLarge => "Content Too Large",
             Self::UnsupportedMediaType => "Unsupported Media Type",
+            Self::Unprocessable => "Unprocessable Content",
             Self::TooManyRequests => "Too Many Requests",
             Self::Internal => "Internal Server Error",
             Self::Unavailable => "Service Unavailable",
@@ -95,6 +99,7 @@ impl Kind {
             Self::PreconditionFailed => "PreconditionFailedError",
             Self::TooLarge => "TooLargeEntityError",
             Self::UnsupportedMediaType => "UnsupportedMediaTypeError",
+            Self::Unprocessable => "UnprocessableError",
             Self::TooManyRequests => "TooManyRequestsError",
             Self::Internal => "InternalError",
             Self::Unavailable => "ServiceUnavailableError",

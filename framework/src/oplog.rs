@@ -4,7 +4,7 @@
 use chrono::{DateTime, Utc};
 
 use crate::Result;
-use crate::ctx::{Ctx, Tx, snapshot, value_json};
+use crate::ctx::{Ctx, Tx, snapshot, values as values_of};
 use crate::db::{self, Dialect, Sql, Value};
 use crate::model::{Base, Meta, Record};
 
@@ -13,7 +13,7 @@ impl Tx<'_> {
     ///
     /// # Errors
     /// What the database says.
-    pub fn log<T: Record>(&mut self, row: &T, action: &str, before: Option<&[Value<'static>]>) -> Result<()> {
+    pub fn log<T: Record>(&mut self, row: &T, action: &str, before: Option<&[Value<'_>]>) -> Result<()> {
         let notes = notes::<T>(row, before);
         let changes = self.told(T::meta(), action).then(|| notes.clone());
         self.append(T::meta(), row.base(), action, notes)?;
@@ -107,29 +107,58 @@ fn values<'a>(
 
 /// What changed, as `{"field": {"old": …, "new": …}}`; for a new row
 /// `{"field": value}`. What nobody may read is not written in clear either.
-pub(crate) fn notes<T: Record>(row: &T, before: Option<&[Value<'static>]>) -> String {
-    let mut now = Vec::new();
-    row.write(&mut now);
-    let mut map = serde_json::Map::new();
-    for (i, (field, value)) in T::meta().stored().zip(now).enumerate() {
+pub(crate) fn notes<T: Record>(row: &T, before: Option<&[Value<'_>]>) -> String {
+    let mut out = Vec::with_capacity(512);
+    out.push(b'{');
+    for (i, (field, value)) in T::meta().stored().zip(values_of(row)).enumerate() {
         if matches!(field.name, "version" | "updated_at" | "created_at" | "deleted_at") {
             continue;
         }
+        let old = before.and_then(|values| values.get(i));
+        let told = match (before, old) {
+            (Some(_), Some(old)) => *old != value,
+            (Some(_), None) => false,
+            (None, _) => !value.is_null() && field.name != "deleted",
+        };
+        if !told {
+            continue;
+        }
         let hidden = field.list == crate::auth::Access::Never && field.get == crate::auth::Access::Never;
-        let shown = |value: &Value<'_>| if hidden { "***".into() } else { value_json(value) };
-        match before.and_then(|values| values.get(i)) {
-            Some(old) if *old == value => {}
+        let shown = |out: &mut Vec<u8>, value: &Value<'_>| {
+            if hidden { out.extend_from_slice(b"\"***\"") } else { write_json(out, value) }
+        };
+        // Field names are identifiers: nothing in them needs escaping.
+        out.extend_from_slice(if out.len() > 1 { b",\"" } else { b"\"" });
+        out.extend_from_slice(field.name.as_bytes());
+        out.extend_from_slice(b"\":");
+        match old {
             Some(old) => {
-                let pair = serde_json::json!({"old": shown(old), "new": shown(&value)});
-                map.insert(field.name.into(), pair);
+                out.extend_from_slice(b"{\"old\":");
+                shown(&mut out, old);
+                out.extend_from_slice(b",\"new\":");
+                shown(&mut out, &value);
+                out.push(b'}');
             }
-            None if before.is_none() && !value.is_null() && field.name != "deleted" => {
-                map.insert(field.name.into(), shown(&value));
-            }
-            None => {}
+            None => shown(&mut out, &value),
         }
     }
-    serde_json::Value::Object(map).to_string()
+    out.push(b'}');
+    // JSON is UTF-8.
+    String::from_utf8(out).unwrap_or_default()
+}
+
+/// Writes a value as JSON, which for these kinds cannot fail.
+fn write_json(out: &mut Vec<u8>, value: &Value<'_>) {
+    let _ = match value {
+        Value::Text(Some(text)) => serde_json::to_writer(out, text.as_ref()),
+        Value::Int(Some(v)) => serde_json::to_writer(out, v),
+        Value::Float(Some(v)) => serde_json::to_writer(out, v),
+        Value::Bool(Some(v)) => serde_json::to_writer(out, v),
+        _ => {
+            out.extend_from_slice(b"null");
+            Ok(())
+        }
+    };
 }
 
 /// A row's values before a change, for [`Tx::log`].

@@ -10,6 +10,7 @@
 mod connection;
 mod group;
 mod migrate;
+mod part;
 mod pool;
 mod schema;
 mod sql;
@@ -28,6 +29,7 @@ use crate::{Error, Result};
 
 pub use connection::{AnyConnection, Dialect, MultiBackend, MultiRow};
 pub use migrate::{MigrationSet, pending, revert, run as migrate};
+pub(crate) use part::{begin_part, end_part};
 pub(crate) use pool::lock_key;
 pub use schema::differences;
 pub use sql::{FromRow, Sql, each, execute, load, load_one};
@@ -353,7 +355,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
 
 /// Runs a closure of ours, turning a panic in it into an error: one bad hook
 /// must not end the thread that everybody's requests go through.
-fn guarded<R>(f: impl FnOnce() -> Result<R>) -> Result<R> {
+pub(crate) fn guarded<R>(f: impl FnOnce() -> Result<R>) -> Result<R> {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
         Ok(result) => result,
         Err(panic) => {

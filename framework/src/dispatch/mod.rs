@@ -2,10 +2,15 @@
 //! resource. Generic over the type and as thin as can be; what needs only
 //! metadata is in functions that are compiled once.
 
+mod apply;
+mod batch;
 mod export;
 mod lists;
+mod merge;
 mod pipeline;
 
+pub(crate) use batch::{Each, Rows, apply as apply_each, bodies, each, narrows};
+pub use batch::{MOST_CREATED, MOST_ROWS, Part};
 pub use export::{Chunk, Place};
 pub(crate) use pipeline::enveloped;
 
@@ -29,6 +34,22 @@ pub struct Reply {
     pub id: Option<String>,
     /// The task that was started.
     pub task: Option<String>,
+    /// Whether the row is new.
+    pub created: bool,
+    /// Whether the body is made by an action and may hold what must not be
+    /// kept, not even for who sends the same again.
+    pub private: bool,
+}
+
+/// The answer to a write, whole: what is kept under an idempotency key.
+#[derive(Debug, Default)]
+pub(crate) struct Made {
+    /// The HTTP status.
+    pub(crate) status: u16,
+    /// Where the resource is, or its task.
+    pub(crate) location: Option<String>,
+    /// The body.
+    pub(crate) reply: Reply,
 }
 
 /// What a client says of the version it knows.
@@ -102,11 +123,32 @@ pub trait ResourceHandler: Send + Sync {
     /// # Errors
     /// 400, 403, 409, and as the hooks say.
     fn create(&self, tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply>;
-    /// `PUT` or `PATCH /<plural>/<id>`.
+    /// `POST /<plural>` with many bodies: each is judged by itself.
+    ///
+    /// # Errors
+    /// Those that undo them all.
+    fn create_many(&self, tx: &mut Tx<'_>, bodies: &[String]) -> Result<Vec<Part>>;
+    /// `POST /<plural>/apply`: creates it, or updates what differs in the row
+    /// of that name.
+    ///
+    /// # Errors
+    /// 400, 403, 404, 409, and as the hooks say.
+    fn apply(&self, tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply>;
+    /// `POST /<plural>/<id>/copy`.
+    ///
+    /// # Errors
+    /// 400, 403, 404, 409, and as the hooks say.
+    fn copy(&self, tx: &mut Tx<'_>, id: &str, body: &[u8]) -> Result<Reply>;
+    /// Ids of the rows that a batch is about, held to the transaction's end.
+    ///
+    /// # Errors
+    /// 400 when there are more than `most`.
+    fn ids(&self, tx: &mut Tx<'_>, request: &ListRequest, most: usize) -> Result<Vec<String>>;
+    /// `PUT /<plural>/<id>`, or `PATCH`, which is a JSON merge patch.
     ///
     /// # Errors
     /// 400, 403, 404, 409, 412, and as the hooks say.
-    fn update(&self, tx: &mut Tx<'_>, id: &str, body: &[u8], known: &IfMatch) -> Result<Reply>;
+    fn update(&self, tx: &mut Tx<'_>, id: &str, body: &[u8], known: &IfMatch, patch: bool) -> Result<Reply>;
     /// `DELETE /<plural>/<id>`.
     ///
     /// # Errors
@@ -205,8 +247,24 @@ impl<T: Manager> ResourceHandler for Handler<T> {
         pipeline::create::<T>(tx, body)
     }
 
-    fn update(&self, tx: &mut Tx<'_>, id: &str, body: &[u8], known: &IfMatch) -> Result<Reply> {
-        pipeline::update::<T>(tx, id, body, known)
+    fn create_many(&self, tx: &mut Tx<'_>, bodies: &[String]) -> Result<Vec<Part>> {
+        pipeline::create_many::<T>(tx, bodies)
+    }
+
+    fn apply(&self, tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply> {
+        apply::apply::<T>(tx, body)
+    }
+
+    fn copy(&self, tx: &mut Tx<'_>, id: &str, body: &[u8]) -> Result<Reply> {
+        apply::copy::<T>(tx, id, body)
+    }
+
+    fn ids(&self, tx: &mut Tx<'_>, request: &ListRequest, most: usize) -> Result<Vec<String>> {
+        pipeline::ids::<T>(tx, request, most)
+    }
+
+    fn update(&self, tx: &mut Tx<'_>, id: &str, body: &[u8], known: &IfMatch, patch: bool) -> Result<Reply> {
+        pipeline::update::<T>(tx, id, body, known, patch)
     }
 
     fn delete(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> Result<Reply> {

@@ -1,11 +1,13 @@
 //! The pipelines themselves. The order of the hooks is the design's; change
 //! it there first.
 
-use super::{IfMatch, Reply, Shown};
-use crate::ctx::{Tx, snapshot};
+use super::{IfMatch, Part, Reply, Shown, merge};
+use crate::ctx::{Tx, values};
 use crate::model::{
-    Action, ActionInput, ActionKind, ActionOutput, Extra, JsonObject, Manager, Meta, Mode, Record, Run,
+    Action, ActionInput, ActionKind, ActionOutput, Entries, Extra, Input as _, JsonObject, Manager, Meta,
+    Mode, Record, Run,
 };
+use crate::query::ListRequest;
 use crate::webhook::expect_admitted;
 use crate::{Error, Result};
 
@@ -63,12 +65,25 @@ pub(super) fn reply<T: Manager>(tx: &mut Tx<'_>, row: &T, shown: &Shown) -> Resu
         row.get_extra_details(tx, &mut extra[0])?;
     }
     let mask = shown.mask.unwrap_or(u64::MAX) & meta.get_mask(tx.level());
+    let task = tx.started_task.take();
+    Ok(render(tx, row, mask, &extra[0], shown.extra.as_deref(), task))
+}
+
+fn render<T: Manager>(
+    tx: &Tx<'_>,
+    row: &T,
+    mask: u64,
+    extra: &Extra,
+    shown: Option<&[String]>,
+    task: Option<String>,
+) -> Reply {
     let mut body = Vec::with_capacity(768);
     body.extend_from_slice(b"{\"");
-    body.extend_from_slice(meta.keyword().as_bytes());
+    body.extend_from_slice(T::meta().keyword().as_bytes());
     body.extend_from_slice(b"\":");
-    write_row(&mut body, row, mask, &extra[0], shown.extra.as_deref());
-    let task = tx.started_task.take();
+    write_row(&mut body, row, mask, extra, shown);
+    // Of a rehearsal there will be no task.
+    let task = task.filter(|_| !tx.rehearsal);
     if let Some(task) = &task {
         body.extend_from_slice(b",\"task_id\":\"");
         // An id of ours: nothing in it needs escaping.
@@ -77,7 +92,7 @@ pub(super) fn reply<T: Manager>(tx: &mut Tx<'_>, row: &T, shown: &Shown) -> Resu
     }
     body.push(b'}');
     let anon = row.base().anon();
-    Ok(Reply { body, version: Some(anon.version), id: Some(anon.id.clone()), task })
+    Reply { body, version: Some(anon.version), id: Some(anon.id.clone()), task, ..Reply::default() }
 }
 
 pub(super) fn get<T: Manager>(tx: &mut Tx<'_>, id: &str, shown: &Shown) -> Result<Reply> {
@@ -85,12 +100,24 @@ pub(super) fn get<T: Manager>(tx: &mut Tx<'_>, id: &str, shown: &Shown) -> Resul
     reply(tx, &row, shown)
 }
 
+/// References that were found to lead somewhere: of many that are created at
+/// once, one and the same is asked for once.
+pub(super) type Checked = Vec<(&'static str, String)>;
+
 /// Every id given in a field that refers to another type must be one that the
 /// caller may see.
-fn check_references(tx: &mut Tx<'_>, meta: &Meta, entries: &crate::model::Entries<'_>) -> Result<()> {
+pub(super) fn check_references(
+    tx: &mut Tx<'_>,
+    meta: &Meta,
+    entries: &Entries<'_>,
+    checked: &mut Checked,
+) -> Result<()> {
     for (key, value) in entries {
         let Some((field, keyword)) = meta.field(key).and_then(|f| Some((f, f.references?))) else { continue };
         let Ok(Some(id)) = serde_json::from_str::<Option<String>>(value.get()) else { continue };
+        if checked.iter().any(|(of, known)| *of == keyword && *known == id) {
+            continue;
+        }
         let ctx = tx.ctx;
         let Some(target) = ctx.core().registry.keyword(keyword) else {
             return Err(Error::internal(format!("{} refers to the unknown type {keyword}", meta.keyword())));
@@ -99,48 +126,135 @@ fn check_references(tx: &mut Tx<'_>, meta: &Meta, entries: &crate::model::Entrie
             return Err(Error::field(field.name, format!("there is no {keyword} {id}"))
                 .class("ReferenceNotFoundError"));
         }
+        checked.push((keyword, id));
     }
     Ok(())
 }
 
-pub(super) fn create<T: Manager>(tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply> {
+/// One new row, with all hooks but those for all rows of a request.
+fn make<T: Manager>(tx: &mut Tx<'_>, body: &[u8], checked: &mut Checked) -> Result<T> {
     let meta = T::meta();
     expect_admitted(tx, meta, "create")?;
     let entries = crate::model::entries(body, meta.keyword(), meta.plural())?;
     let mut input = T::Create::default();
     crate::model::fill(meta, &entries, tx.level(), Mode::Create, &mut input)?;
-    check_references(tx, meta, &entries)?;
+    check_references(tx, meta, &entries, checked)?;
     T::validate_create_data(tx, &mut input)?;
     let mut row = T::from_create(&input);
     row.stamp(&tx.stamp());
     row.customize_create(tx, &input)?;
     tx.insert_and_log(&row, "create")?;
     row.post_create(tx, &input)?;
-    T::on_create_complete(tx, std::slice::from_ref(&row))?;
-    reply(tx, &row, &Shown::default())
+    Ok(row)
 }
 
-pub(super) fn update<T: Manager>(tx: &mut Tx<'_>, id: &str, body: &[u8], known: &IfMatch) -> Result<Reply> {
+pub(super) fn create<T: Manager>(tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply> {
+    let row = make::<T>(tx, body, &mut Checked::new())?;
+    T::on_create_complete(tx, std::slice::from_ref(&row))?;
+    let reply = reply(tx, &row, &Shown::default())?;
+    Ok(Reply { created: true, ..reply })
+}
+
+pub(super) fn create_many<T: Manager>(tx: &mut Tx<'_>, bodies: &[String]) -> Result<Vec<Part>> {
+    let (mut rows, mut tasks, mut checked) = (Vec::new(), Vec::new(), Checked::new());
+    let mut errors = Vec::with_capacity(bodies.len());
+    for body in bodies {
+        let known = checked.len();
+        match tx.savepoint(|tx| make::<T>(tx, body.as_bytes(), &mut checked))? {
+            Ok(row) => {
+                rows.push(row);
+                tasks.push(tx.started_task.take());
+                errors.push(None);
+            }
+            Err(error) => {
+                // What it held is let go with it.
+                checked.truncate(known);
+                errors.push(Some(error));
+            }
+        }
+    }
+    let mut extra = vec![Extra::default(); rows.len()];
+    if !rows.is_empty() {
+        T::on_create_complete(tx, &rows)?;
+        T::get_customize_columns(tx, &rows, &mut extra)?;
+    }
+    let mask = T::meta().get_mask(tx.level());
+    let mut made = rows.iter().zip(&extra).zip(tasks);
+    let mut parts = Vec::with_capacity(bodies.len());
+    for error in errors {
+        let part = match error {
+            Some(error) => Part { id: None, result: Err(error) },
+            None => {
+                let Some(((row, extra), task)) = made.next() else { break };
+                let mut extra = extra.clone();
+                row.get_extra_details(tx, &mut extra)?;
+                let reply = Reply { created: true, ..render(tx, row, mask, &extra, None, task) };
+                Part { id: reply.id.clone(), result: Ok(reply) }
+            }
+        };
+        parts.push(part);
+    }
+    Ok(parts)
+}
+
+/// Ids of the rows that a batch is about, held to the transaction's end.
+pub(super) fn ids<T: Manager>(tx: &mut Tx<'_>, request: &ListRequest, most: usize) -> Result<Vec<String>> {
+    let mut select = request.conditions::<T>(tx)?.order("id", false).for_update();
+    T::list_item_filter(tx, &mut select)?;
+    let limit = i64::try_from(most).unwrap_or(i64::MAX).saturating_add(1);
+    let rows = select.limit(limit).rows(tx)?;
+    if rows.len() > most {
+        let mut select = request.conditions::<T>(tx)?;
+        T::list_item_filter(tx, &mut select)?;
+        let n = select.count(tx)?;
+        let text = format!("{n} {} match, at most {most} at once; nothing was done", T::meta().plural());
+        return Err(Error::bad_request(text).class("TooManyRowsError"));
+    }
+    Ok(rows.into_iter().map(|row| row.base().anon().id.clone()).collect())
+}
+
+pub(super) fn update<T: Manager>(
+    tx: &mut Tx<'_>,
+    id: &str,
+    body: &[u8],
+    known: &IfMatch,
+    patch: bool,
+) -> Result<Reply> {
     let meta = T::meta();
     expect_admitted(tx, meta, "update")?;
-    let entries = crate::model::entries(body, meta.keyword(), meta.plural())?;
+    let mut entries = crate::model::entries(body, meta.keyword(), meta.plural())?;
+    let defaults = if patch { merge::defaults::<T>(&entries)? } else { Vec::new() };
+    for (i, value) in &defaults {
+        entries[*i].1 = value;
+    }
     let mut input = T::Update::default();
     crate::model::fill(meta, &entries, tx.level(), Mode::Update, &mut input)?;
     let mut row = find::<T>(tx, id, true)?;
     known.check(meta.keyword(), id, row.base().anon().version)?;
-    check_references(tx, meta, &entries)?;
-    row.validate_update_data(tx, &mut input)?;
-    let old = row.clone();
-    let before = snapshot(&row);
-    row.apply(&input);
-    row.pre_update(tx, &input)?;
-    if snapshot(&row) == before {
-        // Nothing to change is no change: no new version, no record.
-        return reply(tx, &row, &Shown::default());
+    if patch {
+        for (i, value) in merge::merged(&row, &entries)? {
+            let key = entries[i].0.as_ref();
+            input.set(key, &value).map_err(|text| Error::field(key, text))?;
+        }
     }
-    tx.save_and_log(&mut row, "update", &before)?;
-    row.post_update(tx, &old)?;
+    check_references(tx, meta, &entries, &mut Checked::new())?;
+    change(tx, &mut row, &mut input)?;
     reply(tx, &row, &Shown::default())
+}
+
+/// Changes a row that is locked. Nothing to change is no change: no new
+/// version, no record.
+pub(super) fn change<T: Manager>(tx: &mut Tx<'_>, row: &mut T, input: &mut T::Update) -> Result<()> {
+    row.validate_update_data(tx, input)?;
+    let old = row.clone();
+    row.apply(input);
+    row.pre_update(tx, input)?;
+    let before = values(&old);
+    if values(row) != before {
+        tx.save_and_log(row, "update", &before)?;
+        row.post_update(tx, &old)?;
+    }
+    Ok(())
 }
 
 pub(super) fn delete<T: Manager>(tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> Result<Reply> {
@@ -149,11 +263,11 @@ pub(super) fn delete<T: Manager>(tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> 
     let mut row = find::<T>(tx, id, true)?;
     known.check(meta.keyword(), id, row.base().anon().version)?;
     row.validate_delete_condition(tx)?;
-    let before = snapshot(&row);
+    let old = row.clone();
     row.customize_delete(tx)?;
     row.pre_delete(tx)?;
     row.delete(tx)?;
-    tx.log(&row, "delete", Some(&before))?;
+    tx.log(&row, "delete", Some(&values(&old)))?;
     row.post_delete(tx)?;
     reply(tx, &row, &Shown::default())
 }
@@ -172,10 +286,10 @@ pub(super) fn act<T: Manager>(
     }
     let mut row = find::<T>(tx, id, changes)?;
     known.check(T::meta().keyword(), id, row.base().anon().version)?;
-    let before = changes.then(|| snapshot(&row));
+    let old = changes.then(|| row.clone());
     let output = run(&mut row, tx, input)?;
-    if let Some(before) = before {
-        tx.log(&row, action.name, Some(&before))?;
+    if let Some(old) = old {
+        tx.log(&row, action.name, Some(&values(&old)))?;
     }
     finish::<T>(tx, Some(&row), T::meta().keyword(), output)
 }
@@ -205,7 +319,7 @@ fn finish<T: Manager>(tx: &mut Tx<'_>, row: Option<&T>, key: &str, output: Actio
         },
         ActionOutput::Json(json) => {
             let mut answer = enveloped(key, &json);
-            answer.task = tx.started_task.take();
+            answer.task = tx.started_task.take().filter(|_| !tx.rehearsal);
             answer.version = row.map(|row| row.base().anon().version);
             Ok(answer)
         }
@@ -220,5 +334,5 @@ pub(crate) fn enveloped(key: &str, json: &[u8]) -> Reply {
     body.extend_from_slice(b"\":");
     body.extend_from_slice(json);
     body.push(b'}');
-    Reply { body, ..Reply::default() }
+    Reply { body, private: json != b"{}", ..Reply::default() }
 }

@@ -4,6 +4,7 @@
 use schemars::SchemaGenerator;
 use serde_json::{Value, json};
 
+use crate::dispatch::{MOST_CREATED, MOST_ROWS};
 use crate::model::{Action, ActionKind, Field};
 use crate::registry::{Registry, Type};
 use crate::{Error, Result};
@@ -54,6 +55,7 @@ fn full(of: &Type) -> Value {
         value["statistics"] = json!({"path": path, "by_status": meta.has("status")});
         value["exports"] = json!(["csv", "ndjson"]);
     }
+    value["batch"] = json!({"most_created": MOST_CREATED, "most_rows": MOST_ROWS, "apply": meta.has("name")});
     value["schemas"] = json!(generator.take_definitions(true));
     value
 }

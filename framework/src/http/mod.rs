@@ -5,10 +5,12 @@
 mod discovery;
 mod export;
 mod openapi;
+mod openapi_writes;
 mod problem;
 mod request;
 mod route;
 mod run;
+mod write;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -179,6 +181,12 @@ fn respond(answer: Answer, id: &str) -> HttpResponse {
     if let Some(location) = &answer.location {
         builder.insert_header((header::LOCATION, location.as_str()));
     }
+    if answer.dry_run {
+        builder.insert_header(("X-Dry-Run", "true"));
+    }
+    if answer.replayed {
+        builder.insert_header(("Idempotency-Replayed", "true"));
+    }
     if let Some(export) = answer.export {
         let disposition = format!("attachment; filename=\"{}\"", export.file);
         builder.insert_header((header::CONTENT_DISPOSITION, disposition));
@@ -234,24 +242,18 @@ async fn handle(
         let Target::Discovery(plural) = target else { return Err(Error::internal("a route without a type")) };
         let body = discovery::document(&app.core.registry, plural.as_deref())?;
         let reply = Reply { body, ..Reply::default() };
-        return Ok(Answer {
-            status: StatusCode::OK,
-            reply,
-            location: None,
-            statements: 0,
-            db: Duration::ZERO,
-            export: None,
-        });
+        return Ok(Answer { reply, ..Answer::default() });
     };
-    let known = if_match(req)?;
-    let done = run::run(of, target, ctx.clone(), &params, body.clone(), known.clone()).await;
+    let manner = write::Manner::of(req, ctx.cred(), &body)?;
+    let done = run::run(of, target, ctx.clone(), &params, body.clone(), manner).await;
     match done {
         // A type was changed by another process, or just now; nothing was done yet.
         Err(error) if runtime::is_stale(&error) => {
             runtime::refresh(&app.core).await?;
             let (of, target) = route::route(&app.core, req.method(), &segments)?;
             let of = of.ok_or(error)?;
-            run::run(of, target, ctx, &params, body, known).await
+            let manner = write::Manner::of(req, ctx.cred(), &body)?;
+            run::run(of, target, ctx, &params, body, manner).await
         }
         done => done,
     }

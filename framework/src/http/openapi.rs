@@ -184,7 +184,7 @@ fn capital(word: &str) -> String {
     chars.next().map(|c| c.to_uppercase().chain(chars).collect()).unwrap_or_default()
 }
 
-fn reference(name: &str) -> Value {
+pub(super) fn reference(name: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{name}")})
 }
 
@@ -195,7 +195,7 @@ fn enveloped(key: &str, schema: &Value) -> Value {
 }
 
 /// An operation with the errors that any may answer.
-fn operation(id: &str, tag: &str, summary: &str, ok: (&str, Value)) -> Value {
+pub(super) fn operation(id: &str, tag: &str, summary: &str, ok: (&str, Value)) -> Value {
     let problem = json!({"$ref": "#/components/responses/Problem"});
     let mut responses = Map::new();
     responses.insert(ok.0.to_owned(), ok.1);
@@ -205,7 +205,7 @@ fn operation(id: &str, tag: &str, summary: &str, ok: (&str, Value)) -> Value {
     json!({"operationId": id, "tags": [tag], "summary": summary, "responses": responses})
 }
 
-fn parameter(name: &str, place: &str, required: bool, schema: Value, doc: &str) -> Value {
+pub(super) fn parameter(name: &str, place: &str, required: bool, schema: Value, doc: &str) -> Value {
     json!({"name": name, "in": place, "required": required, "schema": schema, "description": doc})
 }
 
@@ -246,7 +246,7 @@ fn filter_parameters(meta: &Meta, generator: &mut SchemaGenerator) -> Vec<Value>
     parameters
 }
 
-fn list_parameters(meta: &Meta, generator: &mut SchemaGenerator) -> Value {
+pub(super) fn list_parameters(meta: &Meta, generator: &mut SchemaGenerator) -> Value {
     let query = |name: &str, schema: Value, doc: &str| parameter(name, "query", false, schema, doc);
     let names: Vec<_> = meta.stored().filter(|f| f.list != Access::Never).map(|f| f.name).collect();
     let ordered: Vec<_> = names.iter().flat_map(|name| [(*name).to_owned(), format!("-{name}")]).collect();
@@ -392,6 +392,7 @@ fn type_paths(
             entry["parameters"] = json!([id()]);
         }
     }
+    super::openapi_writes::add(of, &name, generator, paths);
 }
 
 fn action_operation(

@@ -155,6 +155,9 @@ pub async fn read_body(req: &HttpRequest, mut payload: web::Payload, limit: usiz
     }
     if !body.is_empty() {
         json_only(req)?;
+        if req.method() == actix_web::http::Method::PATCH {
+            super::write::expect_merge_patch(req)?;
+        }
     }
     Ok(body.freeze())
 }

@@ -15,6 +15,11 @@ pub(super) enum Target {
     List,
     Statistics,
     Create,
+    Apply,
+    Copy(String),
+    UpdateMany,
+    DeleteMany,
+    ActMany(&'static Action),
     Get(String),
     Update(String),
     Delete(String),
@@ -54,14 +59,21 @@ pub(super) fn route<'a>(
     let target = match segments {
         [_] if read => Target::List,
         [_] if *method == Method::POST => Target::Create,
-        [_] => return Err(not_allowed("GET, POST")),
+        [_] if *method == Method::PUT || *method == Method::PATCH => Target::UpdateMany,
+        [_] if *method == Method::DELETE => Target::DeleteMany,
+        [_] => return Err(not_allowed("GET, POST, PUT, PATCH, DELETE")),
         [_, name] if read => match action(ActionKind::Property, name) {
             Some(found) => Target::Action(found, None),
             None if name == "statistics" => Target::Statistics,
             None => Target::Get(name.to_string()),
         },
         [_, name] if *method == Method::POST => {
-            Target::Action(action(ActionKind::Class, name).ok_or_else(|| no_action(name))?, None)
+            match (action(ActionKind::Class, name), action(ActionKind::Item, name)) {
+                (Some(found), _) => Target::Action(found, None),
+                (None, _) if name == "apply" => Target::Apply,
+                (None, Some(found)) => Target::ActMany(found),
+                (None, None) => return Err(no_action(name)),
+            }
         }
         [_, id] if *method == Method::PUT || *method == Method::PATCH => Target::Update(id.to_string()),
         [_, id] if *method == Method::DELETE => Target::Delete(id.to_string()),
@@ -70,10 +82,11 @@ pub(super) fn route<'a>(
             let found = action(ActionKind::Detail, name).ok_or_else(|| no_action(name))?;
             Target::Action(found, Some(id.to_string()))
         }
-        [_, id, name] if *method == Method::POST => {
-            let found = action(ActionKind::Item, name).ok_or_else(|| no_action(name))?;
-            Target::Action(found, Some(id.to_string()))
-        }
+        [_, id, name] if *method == Method::POST => match action(ActionKind::Item, name) {
+            Some(found) => Target::Action(found, Some(id.to_string())),
+            None if name == "copy" => Target::Copy(id.to_string()),
+            None => return Err(no_action(name)),
+        },
         [_, _, _] => return Err(not_allowed("GET, POST")),
         _ => return Err(nowhere()),
     };

@@ -8,16 +8,21 @@ use actix_web::web;
 
 use super::export::{self, Export};
 use super::route::Target;
+use super::write::{self, Manner, write};
 use crate::auth::UserCred;
-use crate::ctx::Ctx;
+use crate::ctx::{Ctx, Tx};
 use crate::db::{Cost, Done, Lock};
-use crate::dispatch::{IfMatch, Reply, ResourceHandler, Shown, enveloped};
+use crate::dispatch::{Each, IfMatch, Reply, ResourceHandler, Rows, Shown, apply_each, bodies, enveloped};
 use crate::model::{Action, ActionInput, ActionKind, ActionOutput, Meta, Run, Scope};
 use crate::registry::Type;
 use crate::webhook::{Admitted, admit};
 use crate::{Error, Result, policy, query};
 
+/// A parameter, decoded.
+pub(super) type Param<'a> = (std::borrow::Cow<'a, str>, std::borrow::Cow<'a, str>);
+
 /// What an answer is made from.
+#[derive(Default)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) reply: Reply,
@@ -26,6 +31,10 @@ pub(super) struct Answer {
     pub(super) db: Duration,
     /// A body of its own, in place of the reply's.
     pub(super) export: Option<Export>,
+    /// Whether it is of a dry run.
+    pub(super) dry_run: bool,
+    /// Whether it was kept under an idempotency key.
+    pub(super) replayed: bool,
 }
 
 /// The name of the class lock: one for each owner, so that nobody waits for a
@@ -64,20 +73,13 @@ fn force(handler: &dyn ResourceHandler, params: &query::Params<'_>) -> Result<bo
     Ok(force)
 }
 
-fn no_params(params: &query::Params<'_>) -> Result<()> {
-    match params.first() {
-        Some((key, _)) => Err(Error::field(key.clone().into_owned(), "is not a known parameter")),
-        None => Ok(()),
-    }
-}
-
 pub(super) async fn run(
     of: &Type,
     target: Target,
     ctx: Ctx,
     params: &query::Params<'_>,
     body: web::Bytes,
-    known: IfMatch,
+    mut manner: Manner,
 ) -> Result<Answer> {
     let handler = of.handler;
     let meta = handler.meta();
@@ -87,10 +89,9 @@ pub(super) async fn run(
     let ok = |status, done: Done<Reply>| Answer {
         status,
         reply: done.value,
-        location: None,
         statements: done.statements,
         db: done.time,
-        export: None,
+        ..Answer::default()
     };
     match target {
         Target::Discovery(_) => Err(Error::internal("discovery is no resource")),
@@ -122,31 +123,83 @@ pub(super) async fn run(
         }
         Target::Create => {
             allowed(verbs.create, "create")?;
-            no_params(params)?;
+            manner.only(params)?;
             let lock = class_lock(meta, &cred);
-            let it = admit(ctx, of, "create", None, body, known).await?;
-            let done = it.ctx.write(Some(lock), move |tx| handler.create(tx, &it.body)).await?;
-            let location = done.value.id.as_ref().map(|id| format!("/{}/{id}", meta.plural()));
-            Ok(Answer { location, ..ok(StatusCode::CREATED, done) })
+            let Some(bodies) = bodies(meta, &body)? else {
+                let Admitted { ctx, body, .. } = admit(ctx, of, "create", None, body, IfMatch::Any).await?;
+                let work = move |tx: &mut Tx<'_>| Ok(write::row(meta, handler.create(tx, &body)?));
+                return write(&ctx, Some(lock), manner, work).await;
+            };
+            let work = move |tx: &mut Tx<'_>| {
+                let made = handler.create_many(tx, &bodies)?;
+                write::parts(tx, meta, made, |reply| write::row(meta, reply))
+            };
+            write(&ctx, Some(lock), manner, work).await
+        }
+        Target::Apply => {
+            // Which of the two rights it takes is known when the row is found, or not.
+            if !verbs.update.allows(cred.level) {
+                allowed(verbs.create, "apply")?;
+            }
+            manner.only(params)?;
+            let lock = class_lock(meta, &cred);
+            let bodies = bodies(meta, &body)?;
+            let work = move |tx: &mut Tx<'_>| match &bodies {
+                None => Ok(write::row(meta, handler.apply(tx, &body)?)),
+                Some(bodies) => {
+                    let made = apply_each(handler, tx, bodies)?;
+                    write::parts(tx, meta, made, |reply| write::row(meta, reply))
+                }
+            };
+            write(&ctx, Some(lock), manner, work).await
+        }
+        Target::Copy(id) => {
+            allowed(verbs.get, "get")?;
+            allowed(verbs.create, "create")?;
+            manner.only(params)?;
+            let lock = class_lock(meta, &cred);
+            let work = move |tx: &mut Tx<'_>| Ok(write::row(meta, handler.copy(tx, &id, &body)?));
+            write(&ctx, Some(lock), manner, work).await
         }
         Target::Update(id) => {
             allowed(verbs.update, "update")?;
-            no_params(params)?;
-            let it = admit(ctx, of, "update", Some(id), body, known).await?;
-            let explain = Admitted::explain(it.is_pinned());
-            let done = it.ctx.write(None, move |tx| handler.update(tx, &it.id, &it.body, &it.known)).await;
-            Ok(ok(StatusCode::OK, done.map_err(explain)?))
+            manner.only(params)?;
+            let it = admit(ctx, of, "update", Some(id), body, manner.known.clone()).await?;
+            let (explain, patch) = (Admitted::explain(it.is_pinned()), manner.patch);
+            let Admitted { ctx, id, body, known, .. } = it;
+            let work =
+                move |tx: &mut Tx<'_>| Ok(write::row(meta, handler.update(tx, &id, &body, &known, patch)?));
+            write(&ctx, None, manner, work).await.map_err(explain)
+        }
+        Target::UpdateMany => {
+            allowed(verbs.update, "update")?;
+            let each = Each::Update(body.to_vec(), manner.patch);
+            many(handler, &ctx, params, manner, each).await
         }
         Target::Delete(id) => {
             allowed(verbs.delete, "delete")?;
-            let ctx = ctx.with_force(force(handler, params)?);
-            if !body.is_empty() && body.as_ref() != b"{}" {
-                return Err(Error::field("body", "a delete takes none"));
-            }
-            let it = admit(ctx, of, "delete", Some(id), body, known).await?;
+            let ctx = ctx.with_force(force(handler, &manner.params(params)?)?);
+            expect_no_body(&body)?;
+            let it = admit(ctx, of, "delete", Some(id), body, manner.known.clone()).await?;
             let explain = Admitted::explain(it.is_pinned());
-            let done = it.ctx.write(None, move |tx| handler.delete(tx, &it.id, &it.known)).await;
-            Ok(ok(StatusCode::OK, done.map_err(explain)?))
+            let Admitted { ctx, id, known, .. } = it;
+            let work = move |tx: &mut Tx<'_>| Ok(write::row(meta, handler.delete(tx, &id, &known)?));
+            write(&ctx, None, manner, work).await.map_err(explain)
+        }
+        Target::DeleteMany => {
+            allowed(verbs.delete, "delete")?;
+            expect_no_body(&body)?;
+            many(handler, &ctx, params, manner, Each::Delete).await
+        }
+        Target::ActMany(action) => {
+            allowed(action.access.unwrap_or(verbs.update), action.name)?;
+            if !matches!(action.run, Run::Item(_)) {
+                let text = format!("{} runs outside of any transaction: ask for it one by one", action.name);
+                return Err(Error::bad_request(text).class("BatchNotPossibleError"));
+            }
+            let input =
+                ActionInput::from_entries(crate::model::entries(&body, meta.keyword(), meta.plural())?)?;
+            many(handler, &ctx, params, manner, Each::Act(action, input)).await
         }
         Target::Action(action, id) => {
             let reading = matches!(action.kind, ActionKind::Property | ActionKind::Detail);
@@ -157,18 +210,48 @@ pub(super) async fn run(
             };
             allowed(action.access.unwrap_or(own), action.name)?;
             if reading {
-                return act(of, action, id, ctx, ActionInput::from_query(params), known).await;
+                return act(of, action, id, ctx, ActionInput::from_query(params), manner).await;
             }
-            no_params(params)?;
+            manner.only(params)?;
             let on_row = id.is_some();
-            let it = admit(ctx, of, action.name, id, body, known).await?;
+            let it = admit(ctx, of, action.name, id, body, manner.known.clone()).await?;
             let explain = Admitted::explain(it.is_pinned());
             let entries = crate::model::entries(&it.body, meta.keyword(), meta.plural())?;
             let input = ActionInput::from_entries(entries)?;
-            let done = act(of, action, on_row.then_some(it.id), it.ctx, input, it.known).await;
-            done.map_err(explain)
+            manner.known = it.known;
+            act(of, action, on_row.then_some(it.id), it.ctx, input, manner).await.map_err(explain)
         }
     }
+}
+
+fn expect_no_body(body: &[u8]) -> Result<()> {
+    if body.is_empty() || body == b"{}" {
+        return Ok(());
+    }
+    Err(Error::field("body", "a delete takes none"))
+}
+
+/// The same for each row that the parameters choose.
+async fn many(
+    handler: &'static dyn ResourceHandler,
+    ctx: &Ctx,
+    params: &query::Params<'_>,
+    mut manner: Manner,
+    each: Each,
+) -> Result<Answer> {
+    let meta = handler.meta();
+    manner.expect_no_version()?;
+    let params = manner.params(params)?;
+    let rows = Rows::parse(ctx, meta, &params)?;
+    let work = move |tx: &mut Tx<'_>| {
+        let done = crate::dispatch::each(handler, tx, &rows, &each)?;
+        let made = |reply| match each {
+            Each::Act(..) => write::acted(reply),
+            Each::Update(..) | Each::Delete => write::row(meta, reply),
+        };
+        write::parts(tx, meta, done, made)
+    };
+    write(ctx, None, manner, work).await
 }
 
 async fn act(
@@ -177,50 +260,76 @@ async fn act(
     id: Option<String>,
     ctx: Ctx,
     input: ActionInput,
-    known: IfMatch,
+    manner: Manner,
 ) -> Result<Answer> {
     let handler = of.handler;
     let meta = handler.meta();
     let reading = matches!(action.kind, ActionKind::Property | ActionKind::Detail);
     let id = id.unwrap_or_default();
-    let done = match action.run {
+    let known = manner.known.clone();
+    let (made, statements, db) = match action.run {
         Run::Item(_) if reading => {
-            ctx.read(Cost::Unbounded, move |tx| handler.act(tx, &id, action, &input, &known)).await?
+            let done =
+                ctx.read(Cost::Unbounded, move |tx| handler.act(tx, &id, action, &input, &known)).await?;
+            (write::acted(done.value), done.statements, done.time)
         }
-        Run::Item(_) => ctx.write(None, move |tx| handler.act(tx, &id, action, &input, &known)).await?,
         Run::Class(_) if reading => {
-            ctx.read(Cost::Unbounded, move |tx| handler.act_class(tx, action, &input)).await?
+            let done = ctx.read(Cost::Unbounded, move |tx| handler.act_class(tx, action, &input)).await?;
+            (write::acted(done.value), done.statements, done.time)
+        }
+        Run::Item(_) => {
+            let work = move |tx: &mut Tx<'_>| Ok(write::acted(handler.act(tx, &id, action, &input, &known)?));
+            return write(&ctx, None, manner, work).await;
         }
         Run::Class(_) => {
             let lock = class_lock(meta, ctx.cred());
-            ctx.write(Some(lock), move |tx| handler.act_class(tx, action, &input)).await?
+            let work = move |tx: &mut Tx<'_>| Ok(write::acted(handler.act_class(tx, action, &input)?));
+            return write(&ctx, Some(lock), manner, work).await;
         }
+        Run::ItemAsync(_) | Run::ClassAsync(_) => {
+            if manner.dry_run {
+                let text = format!("{} works outside of the transaction and cannot be undone", action.name);
+                return Err(Error::field("dry_run", text));
+            }
+            let outside = outside(handler, action, id, ctx.clone(), input, known);
+            let Some(key) = manner.key else {
+                let done = outside.await?;
+                return Ok(write::answer(write::acted(done.value), false, done.statements, done.time));
+            };
+            let made =
+                key.once_outside(ctx.clone(), async { Ok(write::acted(outside.await?.value)) }).await?;
+            crate::idempotency::sweep(&ctx);
+            return Ok(write::answer(made.0, made.1, 0, Duration::ZERO));
+        }
+    };
+    Ok(write::answer(made, false, statements, db))
+}
+
+/// An action that holds no transaction while it runs.
+async fn outside(
+    handler: &'static dyn ResourceHandler,
+    action: &'static Action,
+    id: String,
+    ctx: Ctx,
+    input: ActionInput,
+    known: IfMatch,
+) -> Result<Done<Reply>> {
+    match action.run {
         Run::ItemAsync(run) => {
             let row = ctx.read(Cost::Bounded, move |tx| handler.load(tx, &id, &known)).await?;
             let output = run(row.value, ctx.clone(), input).await?;
-            show(of, &ctx, meta.keyword(), output, row.statements, row.time).await?
+            show(handler, &ctx, handler.meta().keyword(), output, row.statements, row.time).await
         }
         Run::ClassAsync(run) => {
             let output = run(ctx.clone(), input).await?;
-            show(of, &ctx, meta.plural(), output, 0, Duration::ZERO).await?
+            show(handler, &ctx, handler.meta().plural(), output, 0, Duration::ZERO).await
         }
-    };
-    let (status, location) = match &done.value.task {
-        Some(task) => (StatusCode::ACCEPTED, Some(format!("/tasks/{task}"))),
-        None => (StatusCode::OK, None),
-    };
-    Ok(Answer {
-        status,
-        reply: done.value,
-        location,
-        statements: done.statements,
-        db: done.time,
-        export: None,
-    })
+        Run::Item(_) | Run::Class(_) => Err(Error::internal("an action inside of the transaction")),
+    }
 }
 
 async fn show(
-    of: &Type,
+    handler: &'static dyn ResourceHandler,
     ctx: &Ctx,
     key: &str,
     output: ActionOutput,
@@ -233,7 +342,6 @@ async fn show(
             Err(Error::internal("an action outside of the transaction answers a value or the row it read"))
         }
         ActionOutput::Record(row) => {
-            let handler = of.handler;
             let slot = std::sync::Mutex::new(Some(row));
             let done = ctx.read(Cost::Bounded, move |tx| {
                 let row = slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();

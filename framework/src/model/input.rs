@@ -121,7 +121,8 @@ impl<'de> serde::Deserialize<'de> for Key<'de> {
     }
 }
 
-fn parse_object(text: &str) -> Result<Entries<'_>> {
+/// The members of a JSON object.
+pub(crate) fn parse_object(text: &str) -> Result<Entries<'_>> {
     use serde::Deserializer as _;
     let mut de = serde_json::Deserializer::from_str(text);
     let entries = de

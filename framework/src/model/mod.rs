@@ -11,7 +11,7 @@ mod view;
 pub use action::{Action, ActionInput, ActionKind, ActionOutput, Outcome, Run, read_input, read_query};
 pub use base::{AnonBase, Base, Stamp, StandaloneBase, StatusBase, VirtualBase};
 pub use field::{Create, Field, Range};
-pub(crate) use input::{Entries, entries, fill};
+pub(crate) use input::{Entries, entries, fill, parse_object as object};
 pub use input::{Input, Mode, parse_field, parse_value};
 pub(crate) use meta::Reference;
 pub use meta::{Meta, MetaSource, Scope, Verbs};

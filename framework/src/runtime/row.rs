@@ -15,7 +15,7 @@ use crate::Result;
 use crate::auth::Access;
 use crate::ctx::Tx;
 use crate::db::{Column as _, RowReader, Value};
-use crate::dispatch::{Chunk, Handler, IfMatch, Place, Reply, ResourceHandler, Shown};
+use crate::dispatch::{Chunk, Handler, IfMatch, Part, Place, Reply, ResourceHandler, Shown};
 use crate::model::{
     Action, ActionInput, Base, Columns, Field, Input, JsonObject, Manager, Meta, MetaSource, Model, Record,
     Scope, Stamp, StandaloneBase, Verbs, VirtualBase,
@@ -269,6 +269,16 @@ pub(super) struct DynHandler(pub(super) &'static DynType);
 
 const ROWS: Handler<DynRow> = Handler::NEW;
 
+/// What the handler of all rows does, with the type told for as long.
+macro_rules! within {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty;)+) => {$(
+        fn $name(&self, tx: &mut Tx<'_>, $($arg: $ty),*) -> Result<$out> {
+            let _within = Within::new(self.0);
+            ROWS.$name(tx, $($arg),*)
+        }
+    )+};
+}
+
 impl ResourceHandler for DynHandler {
     fn type_id(&self) -> TypeId {
         TypeId::of::<DynRow>()
@@ -278,85 +288,25 @@ impl ResourceHandler for DynHandler {
         &self.0.meta
     }
 
-    fn list(&self, tx: &mut Tx<'_>, request: &ListRequest) -> Result<Reply> {
-        let _within = Within::new(self.0);
-        ROWS.list(tx, request)
-    }
-
-    fn export(&self, tx: &mut Tx<'_>, request: &ListRequest, place: &Place) -> Result<Chunk> {
-        let _within = Within::new(self.0);
-        ROWS.export(tx, request, place)
-    }
-
-    fn statistics(&self, tx: &mut Tx<'_>, request: &ListRequest) -> Result<Reply> {
-        let _within = Within::new(self.0);
-        ROWS.statistics(tx, request)
-    }
-
-    fn visible(&self, tx: &mut Tx<'_>) -> Result<Visible> {
-        let _within = Within::new(self.0);
-        ROWS.visible(tx)
-    }
-
-    fn get(&self, tx: &mut Tx<'_>, id: &str, shown: &Shown) -> Result<Reply> {
-        let _within = Within::new(self.0);
-        ROWS.get(tx, id, shown)
-    }
-
-    fn create(&self, tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply> {
-        let _within = Within::new(self.0);
-        ROWS.create(tx, body)
-    }
-
-    fn update(&self, tx: &mut Tx<'_>, id: &str, body: &[u8], known: &IfMatch) -> Result<Reply> {
-        let _within = Within::new(self.0);
-        ROWS.update(tx, id, body, known)
-    }
-
-    fn delete(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> Result<Reply> {
-        let _within = Within::new(self.0);
-        ROWS.delete(tx, id, known)
-    }
-
-    fn act(
-        &self,
-        tx: &mut Tx<'_>,
-        id: &str,
-        action: &'static Action,
-        input: &ActionInput,
-        known: &IfMatch,
-    ) -> Result<Reply> {
-        let _within = Within::new(self.0);
-        ROWS.act(tx, id, action, input, known)
-    }
-
-    fn act_class(&self, tx: &mut Tx<'_>, action: &'static Action, input: &ActionInput) -> Result<Reply> {
-        let _within = Within::new(self.0);
-        ROWS.act_class(tx, action, input)
-    }
-
-    fn load(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> Result<Box<dyn Any + Send>> {
-        let _within = Within::new(self.0);
-        ROWS.load(tx, id, known)
-    }
-
-    fn show(&self, tx: &mut Tx<'_>, row: Box<dyn Any + Send>) -> Result<Reply> {
-        let _within = Within::new(self.0);
-        ROWS.show(tx, row)
-    }
-
-    fn warm(&self, tx: &mut Tx<'_>) -> Result<()> {
-        let _within = Within::new(self.0);
-        ROWS.warm(tx)
-    }
-
-    fn uses(&self, tx: &mut Tx<'_>, column: &'static str, owner: &str) -> Result<Vec<QuotaUse>> {
-        let _within = Within::new(self.0);
-        ROWS.uses(tx, column, owner)
-    }
-
-    fn exists(&self, tx: &mut Tx<'_>, id: &str) -> Result<bool> {
-        let _within = Within::new(self.0);
-        ROWS.exists(tx, id)
+    within! {
+        list(request: &ListRequest) -> Reply;
+        export(request: &ListRequest, place: &Place) -> Chunk;
+        statistics(request: &ListRequest) -> Reply;
+        visible() -> Visible;
+        get(id: &str, shown: &Shown) -> Reply;
+        create(body: &[u8]) -> Reply;
+        create_many(bodies: &[String]) -> Vec<Part>;
+        apply(body: &[u8]) -> Reply;
+        copy(id: &str, body: &[u8]) -> Reply;
+        ids(request: &ListRequest, most: usize) -> Vec<String>;
+        update(id: &str, body: &[u8], known: &IfMatch, patch: bool) -> Reply;
+        delete(id: &str, known: &IfMatch) -> Reply;
+        act(id: &str, action: &'static Action, input: &ActionInput, known: &IfMatch) -> Reply;
+        act_class(action: &'static Action, input: &ActionInput) -> Reply;
+        load(id: &str, known: &IfMatch) -> Box<dyn Any + Send>;
+        show(row: Box<dyn Any + Send>) -> Reply;
+        warm() -> ();
+        uses(column: &'static str, owner: &str) -> Vec<QuotaUse>;
+        exists(id: &str) -> bool;
     }
 }

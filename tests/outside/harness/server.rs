@@ -109,6 +109,30 @@ impl House {
         self.setup(args).start()
     }
 
+    /// The one number that a query answers.
+    #[track_caller]
+    pub(crate) fn count(&self, sql: &str) -> i64 {
+        use diesel::connection::Connection as _;
+        use diesel::deserialize::QueryableByName;
+        use diesel::query_dsl::RunQueryDsl as _;
+        #[derive(QueryableByName)]
+        struct Number {
+            #[diesel(sql_type = diesel::sql_types::BigInt)]
+            number: i64,
+        }
+        let query = diesel::sql_query(format!("SELECT ({sql}) AS number"));
+        let number: Number = match &self.database.url {
+            Some(url) => query.get_result(&mut diesel::PgConnection::establish(url).unwrap()).unwrap(),
+            None => {
+                let file = self.data_dir().join("podyard.sqlite3");
+                query
+                    .get_result(&mut diesel::SqliteConnection::establish(file.to_str().unwrap()).unwrap())
+                    .unwrap()
+            }
+        };
+        number.number
+    }
+
     /// All that runs of the spaces in here.
     pub(crate) fn programs(&self) -> Vec<i32> {
         let folder = self.folder.path().canonicalize().unwrap_or_else(|_| self.folder.path().to_owned());
