@@ -4,6 +4,7 @@
 use std::any::{Any, TypeId};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -11,6 +12,7 @@ use chrono::{DateTime, Utc};
 use crate::auth::{Access, Authenticator, UserCred};
 use crate::cache::{Caches, Written};
 use crate::db::{self, AnyConnection, Cost, Db, Dialect, Done, Lock, Sql, Value};
+use crate::event::{Feed, FeedOptions};
 use crate::model::{Meta, Record, Reference, Stamp};
 use crate::oplog;
 use crate::registry::Registry;
@@ -42,6 +44,8 @@ pub struct Core {
     pub caches: Caches,
     /// The task engine.
     pub tasks: Engine,
+    /// The change feed.
+    pub feed: Feed,
     auth: Arc<dyn Authenticator>,
     services: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
 }
@@ -56,6 +60,7 @@ impl Core {
             registry: Registry::collect(),
             caches: Caches::default(),
             tasks,
+            feed: Feed::new(FeedOptions::default()),
             auth,
             services: HashMap::new(),
         }
@@ -66,6 +71,13 @@ impl Core {
     #[must_use]
     pub fn with_service<T: Any + Send + Sync>(mut self, service: Arc<T>) -> Self {
         self.services.insert(TypeId::of::<T>(), service);
+        self
+    }
+
+    /// Sets how the change feed behaves.
+    #[must_use]
+    pub fn with_feed(mut self, options: FeedOptions) -> Self {
+        self.feed = Feed::new(options);
         self
     }
 
@@ -95,12 +107,26 @@ pub struct Ctx {
     core: Arc<Core>,
     cred: Arc<UserCred>,
     request_id: Arc<str>,
+    client_ip: Option<IpAddr>,
+    task: bool,
 }
 
 impl Ctx {
     /// For a request of somebody.
     pub fn new(core: Arc<Core>, cred: Arc<UserCred>, request_id: impl Into<Arc<str>>) -> Self {
-        Self { core, cred, request_id: request_id.into() }
+        Self { core, cred, request_id: request_id.into(), client_ip: None, task: false }
+    }
+
+    /// For a task, which acts for somebody: its id is the request's, too.
+    pub fn task(core: Arc<Core>, cred: Arc<UserCred>, task_id: impl Into<Arc<str>>) -> Self {
+        Self { task: true, ..Self::new(core, cred, task_id) }
+    }
+
+    /// The same, from an address: the audit says from where.
+    #[must_use]
+    pub fn from_address(mut self, client_ip: Option<IpAddr>) -> Self {
+        self.client_ip = client_ip;
+        self
     }
 
     /// For the platform itself.
@@ -125,6 +151,18 @@ impl Ctx {
     #[must_use]
     pub fn request_id(&self) -> &str {
         &self.request_id
+    }
+
+    /// Where the request comes from, if it came from outside.
+    #[must_use]
+    pub fn client_ip(&self) -> Option<IpAddr> {
+        self.client_ip
+    }
+
+    /// The task that this is, if it is one.
+    #[must_use]
+    pub fn task_id(&self) -> Option<&str> {
+        self.task.then_some(&*self.request_id)
     }
 
     /// A service by its type.

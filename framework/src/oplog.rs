@@ -1,12 +1,14 @@
 //! The ops log: each write appends, in its own transaction, who did what to
-//! which object and what changed. It is the audit and, later, the change feed.
+//! which object and what changed. It is the audit and the change feed: who reads
+//! it is in `event`.
 
 use chrono::{DateTime, Utc};
 
 use crate::Result;
-use crate::ctx::{Ctx, Tx, snapshot, value_json};
+use crate::auth::Access;
+use crate::ctx::{Ctx, Tx, new_id, snapshot, value_json};
 use crate::db::{self, Dialect, Sql, Value};
-use crate::model::{Base, Meta, Record};
+use crate::model::{Base, Field, Meta, Record};
 
 impl Tx<'_> {
     /// Appends a record.
@@ -14,7 +16,7 @@ impl Tx<'_> {
     /// # Errors
     /// What the database says.
     pub fn log<T: Record>(&mut self, row: &T, action: &str, before: Option<&[Value<'static>]>) -> Result<()> {
-        let notes = notes::<T>(row, before);
+        let notes = changes(row, before, action == DELETE);
         self.append(T::meta(), row.base(), action, notes)
     }
 
@@ -24,6 +26,7 @@ impl Tx<'_> {
         values(&mut sql, self.ctx, self.now(), meta, row, action, notes);
         sql.push(")");
         db::execute(self.conn, &sql)?;
+        self.ctx.core().feed.will_change();
         Ok(())
     }
 
@@ -50,13 +53,20 @@ impl Tx<'_> {
         sql.push(") ").push(INSERT).push("SELECT ");
         values(&mut sql, self.ctx, self.now(), meta, row, action, notes);
         sql.push(" FROM written");
-        Ok(db::execute(self.conn, &sql)? > 0)
+        let written = db::execute(self.conn, &sql)? > 0;
+        self.ctx.core().feed.will_change();
+        Ok(written)
     }
 }
 
+/// The action of a row's end.
+const DELETE: &str = "delete";
+/// The action of a row's beginning.
+pub(crate) const CREATE: &str = "create";
+
 const INSERT: &str = "INSERT INTO \"ops_log\" (\"at\", \"obj_type\", \"obj_id\", \"obj_name\", \"obj_version\", \
      \"action\", \"owner_domain_id\", \"owner_project_id\", \"owner_user_id\", \"user_id\", \"user_name\", \
-     \"project_id\", \"request_id\", \"notes\") ";
+     \"project_id\", \"domain_id\", \"request_id\", \"task_id\", \"id\", \"client_ip\", \"notes\") ";
 
 fn values<'a>(
     sql: &mut Sql<'a>,
@@ -78,39 +88,70 @@ fn values<'a>(
         sql.push(", ").bind(text);
     }
     sql.push(", ").bind(row.anon().version);
-    let texts =
-        [action, domain, project, owner, &cred.user_id, &cred.user_name, &cred.project_id, ctx.request_id()];
+    let texts = [
+        action,
+        domain,
+        project,
+        owner,
+        &cred.user_id,
+        &cred.user_name,
+        &cred.project_id,
+        &cred.domain_id,
+        ctx.request_id(),
+        ctx.task_id().unwrap_or_default(),
+    ];
     for text in texts {
         sql.push(", ").bind(text);
     }
+    sql.push(", ").bind(new_id());
+    sql.push(", ").bind(ctx.client_ip().map_or_else(String::new, |ip| ip.to_string()));
     sql.push(", ").bind(notes);
 }
 
-/// What changed, as `{"field": {"old": …, "new": …}}`; for a new row
-/// `{"field": value}`. What nobody may read is not written in clear either.
+/// What changed, as `{"field": {"old": …, "new": …}}`; for a new row without
+/// `old`. What nobody may read is not written in clear either.
 pub(crate) fn notes<T: Record>(row: &T, before: Option<&[Value<'static>]>) -> String {
+    changes(row, before, false)
+}
+
+/// The same; of a row that ends also what stayed, without `new`: afterwards
+/// nobody can ask it.
+fn changes<T: Record>(row: &T, before: Option<&[Value<'static>]>, ends: bool) -> String {
     let mut now = Vec::new();
     row.write(&mut now);
     let mut map = serde_json::Map::new();
     for (i, (field, value)) in T::meta().stored().zip(now).enumerate() {
-        if matches!(field.name, "version" | "updated_at" | "created_at" | "deleted_at") {
+        if is_clockwork(field) {
             continue;
         }
-        let hidden = field.list == crate::auth::Access::Never && field.get == crate::auth::Access::Never;
-        let shown = |value: &Value<'_>| if hidden { "***".into() } else { value_json(value) };
+        let shown = |value: &Value<'_>| shown(field, value);
         match before.and_then(|values| values.get(i)) {
-            Some(old) if *old == value => {}
+            Some(old) if *old == value => {
+                if ends && !old.is_null() {
+                    map.insert(field.name.into(), serde_json::json!({"old": shown(old)}));
+                }
+            }
             Some(old) => {
                 let pair = serde_json::json!({"old": shown(old), "new": shown(&value)});
                 map.insert(field.name.into(), pair);
             }
             None if before.is_none() && !value.is_null() && field.name != "deleted" => {
-                map.insert(field.name.into(), shown(&value));
+                map.insert(field.name.into(), serde_json::json!({"new": shown(&value)}));
             }
             None => {}
         }
     }
     serde_json::Value::Object(map).to_string()
+}
+
+/// Whether every write changes it, so that it tells nothing.
+fn is_clockwork(field: &Field) -> bool {
+    matches!(field.name, "version" | "updated_at" | "created_at" | "deleted_at")
+}
+
+fn shown(field: &Field, value: &Value<'_>) -> serde_json::Value {
+    let hidden = field.list == Access::Never && field.get == Access::Never;
+    if hidden { "***".into() } else { value_json(value) }
 }
 
 /// A row's values before a change, for [`Tx::log`].

@@ -4,12 +4,13 @@
 
 mod pipeline;
 
-pub(crate) use pipeline::enveloped;
+pub(crate) use pipeline::{enveloped, write_row};
 
 use std::any::{Any, TypeId};
 use std::marker::PhantomData;
 
 use crate::ctx::Tx;
+use crate::event::{Change, Told, Watched, rows};
 use crate::model::{Action, ActionInput, Manager, Meta};
 use crate::query::ListRequest;
 use crate::quota::QuotaUse;
@@ -137,6 +138,16 @@ pub trait ResourceHandler: Send + Sync {
     /// # Errors
     /// What the database says.
     fn exists(&self, tx: &mut Tx<'_>, id: &str) -> Result<bool>;
+    /// The rows of a watched list as they are now, a piece at a time.
+    ///
+    /// # Errors
+    /// As the hooks say.
+    fn existing(&self, tx: &mut Tx<'_>, watched: &Watched, after: &str) -> Result<Vec<Told>>;
+    /// What changes are to the caller of a watched list.
+    ///
+    /// # Errors
+    /// As the hooks say.
+    fn changed(&self, tx: &mut Tx<'_>, watched: &Watched, changes: &[Change]) -> Result<Vec<Told>>;
 }
 
 /// The dispatcher of a type.
@@ -224,5 +235,13 @@ impl<T: Manager> ResourceHandler for Handler<T> {
         }
         // Held to the transaction's end: it must not go before who refers to it is there.
         Ok(T::select().eq("id", id.to_owned()).for_key_share().one(tx)?.is_some())
+    }
+
+    fn existing(&self, tx: &mut Tx<'_>, watched: &Watched, after: &str) -> Result<Vec<Told>> {
+        rows::existing::<T>(tx, watched, after)
+    }
+
+    fn changed(&self, tx: &mut Tx<'_>, watched: &Watched, changes: &[Change]) -> Result<Vec<Told>> {
+        rows::changed::<T>(tx, watched, changes)
     }
 }

@@ -36,7 +36,13 @@ pub(super) fn find<T: Manager>(tx: &mut Tx<'_>, id: &str, lock: bool) -> Result<
     Ok(row)
 }
 
-fn write_row<T: Record>(out: &mut Vec<u8>, row: &T, mask: u64, extra: &Extra, shown: Option<&[String]>) {
+pub(crate) fn write_row<T: Record>(
+    out: &mut Vec<u8>,
+    row: &T,
+    mask: u64,
+    extra: &Extra,
+    shown: Option<&[String]>,
+) {
     let mut object = JsonObject::open(out, mask);
     row.view(&mut object);
     for (name, value) in extra.members() {

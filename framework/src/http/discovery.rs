@@ -32,6 +32,7 @@ fn summary(of: &Type) -> Value {
         "plural": meta.plural(),
         "description": meta.source.doc,
         "path": format!("/{}", meta.plural()),
+        "watch": !meta.source.unlogged,
         "scope": format!("{:?}", meta.source.scope).to_lowercase(),
         "verbs": {
             "list": verbs.list, "get": verbs.get, "create": verbs.create,

@@ -112,6 +112,11 @@ pub(super) async fn run(
             let done = ctx.write(None, move |tx| handler.delete(tx, &id, &known)).await?;
             Ok(ok(StatusCode::OK, done))
         }
+        Target::Events(id) => {
+            allowed(verbs.get, "get")?;
+            let done = crate::event::of_row(&ctx, handler, id, params).await?;
+            Ok(ok(StatusCode::OK, done))
+        }
         Target::Action(action, id) => {
             let reading = matches!(action.kind, ActionKind::Property | ActionKind::Detail);
             let own = match action.kind {
