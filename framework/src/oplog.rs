@@ -126,19 +126,17 @@ fn changes<T: Record>(row: &T, before: Option<&[Value<'static>]>, ends: bool) ->
         }
         let shown = |value: &Value<'_>| shown(field, value);
         match before.and_then(|values| values.get(i)) {
-            Some(old) if *old == value => {
-                if ends && !old.is_null() {
-                    map.insert(field.name.into(), serde_json::json!({"old": shown(old)}));
-                }
-            }
-            Some(old) => {
+            Some(old) if *old != value => {
                 let pair = serde_json::json!({"old": shown(old), "new": shown(&value)});
                 map.insert(field.name.into(), pair);
+            }
+            Some(old) if ends && !old.is_null() => {
+                map.insert(field.name.into(), serde_json::json!({"old": shown(old)}));
             }
             None if before.is_none() && !value.is_null() && field.name != "deleted" => {
                 map.insert(field.name.into(), serde_json::json!({"new": shown(&value)}));
             }
-            None => {}
+            _ => {}
         }
     }
     serde_json::Value::Object(map).to_string()

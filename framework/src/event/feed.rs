@@ -121,7 +121,8 @@ impl Feed {
             it.0.sent.load(Ordering::Relaxed) as f64
         });
         let it = self.clone();
-        let help = "Seconds from the oldest record that watchers have not got; 0: nobody watches or nothing waits.";
+        let help =
+            "Seconds from the oldest record that watchers have not got; 0: nobody watches or nothing waits.";
         telemetry::watch("podyard_feed_lag_seconds", "gauge", help, move || {
             it.0.lag_us.load(Ordering::Relaxed) as f64 / 1e6
         });

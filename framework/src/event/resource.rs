@@ -48,7 +48,7 @@ pub struct Event {
     #[field(list = "user")]
     pub owner_project_id: String,
     /// The user that the object belonged to.
-    #[field(list = "user", index)]
+    #[field(list = "user")]
     pub owner_user_id: String,
     /// Who did it; empty: the platform itself.
     #[field(list = "user", index)]
@@ -74,6 +74,9 @@ pub struct Event {
     /// As it is kept; `notes` is what the reader may see of it.
     #[field()]
     pub changes: Value,
+    /// The owner, where somebody else did it: what an index is for.
+    #[field()]
+    pub other_owner: Option<String>,
 }
 
 impl Manager for Event {
@@ -84,7 +87,7 @@ impl Manager for Event {
         let owner = match cred.level {
             Access::Admin => return Ok(()),
             Access::Domain => ("owner_domain_id", cred.domain_id.clone().into()),
-            Access::User | Access::Never => ("owner_user_id", cred.user_id.clone().into()),
+            Access::User | Access::Never => ("other_owner", cred.user_id.clone().into()),
         };
         select.narrow_any(vec![owner, ("user_id", cred.user_id.clone().into())]);
         Ok(())
@@ -157,7 +160,8 @@ pub(crate) async fn of_row(
     let mut params = params.to_vec();
     params.push(("obj_type".into(), of.meta().keyword().into()));
     params.push(("obj_id".into(), found.value.id.unwrap_or_default().into()));
-    let events = ctx.core().registry.keyword("event").ok_or_else(|| Error::internal("no type event"))?.handler;
+    let events =
+        ctx.core().registry.keyword("event").ok_or_else(|| Error::internal("no type event"))?.handler;
     policy::require(ctx.cred(), events.meta().source.verbs.list, "to list events")?;
     let request = query::parse(events.meta(), &params, ctx.cred().level)?;
     let done = ctx.read(Cost::Unbounded, move |tx| events.list(tx, &request)).await?;

@@ -73,10 +73,8 @@ impl Watched {
             let slot = newest.entry(&change.obj_id).or_insert((change, false));
             *slot = (change, slot.1 || change.action == CREATE);
         }
-        let mut picked: Vec<Change> = newest
-            .into_values()
-            .map(|(change, began)| Change { began, ..change.clone() })
-            .collect();
+        let mut picked: Vec<Change> =
+            newest.into_values().map(|(change, began)| Change { began, ..change.clone() }).collect();
         picked.sort_by_key(|change| change.at);
         picked
     }

@@ -54,11 +54,10 @@ fn position(name: &str, text: &str) -> Result<Position> {
     text.parse().map_err(|()| Error::field(name, format!("{text:?} is not the id of an event of a stream")))
 }
 
+type Param<'a> = (Cow<'a, str>, Cow<'a, str>);
+
 /// Takes what is the stream's from the parameters; the rest is the list's.
-fn asked<'p, 'a>(
-    req: &HttpRequest,
-    params: &'p Params<'a>,
-) -> Result<(Asked, Vec<(Cow<'a, str>, Cow<'a, str>)>)> {
+fn asked<'a>(req: &HttpRequest, params: &Params<'a>) -> Result<(Asked, Vec<Param<'a>>)> {
     const PAGING: [&str; 7] = ["limit", "marker", "order", "order_by", "offset", "export", "distinct_field"];
     let mut it = Asked::default();
     let mut rest = Vec::new();
@@ -127,8 +126,8 @@ pub(crate) async fn open(
         return Err(Error::field("watch", text).class("NotWatchableError"));
     }
     let (asked, rest) = asked(req, &params)?;
-    let ctx = Ctx::new(app.core.clone(), cred.clone(), id)
-        .from_address(address(req, app.options.trust_forwarded));
+    let ctx =
+        Ctx::new(app.core.clone(), cred.clone(), id).from_address(address(req, app.options.trust_forwarded));
     let watched = watched(&ctx, handler, meta, item, &rest).await?;
     let (seat, batches) = app.core.feed.join(&cred.user_id)?;
     let at = begin(&ctx, asked.since).await?;
@@ -233,7 +232,8 @@ impl Stream {
         if asked.initial {
             self.existing().await?;
         }
-        let ready = format!("retry: 2000\nid: {0}\nevent: ready\ndata: {{\"position\":\"{0}\"}}\n\n", self.at);
+        let ready =
+            format!("retry: 2000\nid: {0}\nevent: ready\ndata: {{\"position\":\"{0}\"}}\n\n", self.at);
         self.send(ready.into()).await?;
         if asked.since.is_some() {
             self.catch_up().await?;
@@ -326,7 +326,10 @@ impl Stream {
     }
 
     /// Tells those of the changes that are new and concern the caller.
-    async fn tell<'c>(&mut self, changes: impl Iterator<Item = &'c Change>) -> std::result::Result<(), Ended> {
+    async fn tell<'c>(
+        &mut self,
+        changes: impl Iterator<Item = &'c Change>,
+    ) -> std::result::Result<(), Ended> {
         let new = changes.filter(|change| change.at > self.at);
         let picked = self.watched.pick(self.handler.meta(), self.ctx.cred(), new);
         if picked.is_empty() {

@@ -328,8 +328,10 @@ fn type_paths(
     }
     let own = of.actions.contains_key(&(ActionKind::Detail, "events"));
     if verbs.get != Access::Never && !own && !meta.source.unlogged {
-        let content = json!({"application/json": {"schema": {"type": "object", "required": ["events", "limit"]}}});
-        let page = json!({"description": "A page, with the parameters of `GET /events`.", "content": content});
+        let content =
+            json!({"application/json": {"schema": {"type": "object", "required": ["events", "limit"]}}});
+        let page =
+            json!({"description": "A page, with the parameters of `GET /events`.", "content": content});
         let what = format!("What was done to a {keyword}");
         let it = operation(&format!("{plural}.events"), plural, &what, ("200", page));
         paths.insert(format!("/{plural}/{{id}}/events"), json!({"get": it, "parameters": [id()]}));
