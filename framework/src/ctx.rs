@@ -4,6 +4,7 @@
 use std::any::{Any, TypeId};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -11,6 +12,7 @@ use chrono::{DateTime, Utc};
 use crate::auth::{Access, Authenticator, UserCred};
 use crate::cache::{Caches, Written};
 use crate::db::{self, AnyConnection, Cost, Db, Dialect, Done, Lock, Sql, Value};
+use crate::event::{Feed, FeedOptions};
 use crate::model::{Meta, Record, Reference, Stamp};
 use crate::oplog;
 use crate::registry::Registry;
@@ -45,6 +47,8 @@ pub struct Core {
     /// The webhooks.
     pub(crate) hooks: crate::webhook::Hooks,
     pub(crate) sweeps: crate::idempotency::Sweeps,
+    /// The change feed.
+    pub feed: Feed,
     auth: Arc<dyn Authenticator>,
     services: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
 }
@@ -61,6 +65,7 @@ impl Core {
             tasks,
             hooks: crate::webhook::Hooks::default(),
             sweeps: crate::idempotency::Sweeps::default(),
+            feed: Feed::new(FeedOptions::default()),
             auth,
             services: HashMap::new(),
         }
@@ -71,6 +76,13 @@ impl Core {
     #[must_use]
     pub fn with_service<T: Any + Send + Sync>(mut self, service: Arc<T>) -> Self {
         self.services.insert(TypeId::of::<T>(), service);
+        self
+    }
+
+    /// Sets how the change feed behaves.
+    #[must_use]
+    pub fn with_feed(mut self, options: FeedOptions) -> Self {
+        self.feed = Feed::new(options);
         self
     }
 
@@ -102,12 +114,14 @@ pub struct Ctx {
     request_id: Arc<str>,
     force: bool,
     admitted: bool,
+    client_ip: Option<IpAddr>,
+    task: bool,
 }
 
 impl Ctx {
     /// For a request of somebody.
     pub fn new(core: Arc<Core>, cred: Arc<UserCred>, request_id: impl Into<Arc<str>>) -> Self {
-        Self { core, cred, request_id: request_id.into(), force: false, admitted: false }
+        Self { core, cred, request_id: request_id.into(), client_ip: None, task: false, force: false, admitted: false }
     }
 
     /// The same request, which asked for force or did not.
@@ -133,6 +147,18 @@ impl Ctx {
         self.admitted
     }
 
+    /// For a task, which acts for somebody: its id is the request's, too.
+    pub fn task(core: Arc<Core>, cred: Arc<UserCred>, task_id: impl Into<Arc<str>>) -> Self {
+        Self { task: true, ..Self::new(core, cred, task_id) }
+    }
+
+    /// The same, from an address: the audit says from where.
+    #[must_use]
+    pub fn from_address(mut self, client_ip: Option<IpAddr>) -> Self {
+        self.client_ip = client_ip;
+        self
+    }
+
     /// For the platform itself.
     #[must_use]
     pub fn system(core: &Arc<Core>) -> Self {
@@ -155,6 +181,18 @@ impl Ctx {
     #[must_use]
     pub fn request_id(&self) -> &str {
         &self.request_id
+    }
+
+    /// Where the request comes from, if it came from outside.
+    #[must_use]
+    pub fn client_ip(&self) -> Option<IpAddr> {
+        self.client_ip
+    }
+
+    /// The task that this is, if it is one.
+    #[must_use]
+    pub fn task_id(&self) -> Option<&str> {
+        self.task.then_some(&*self.request_id)
     }
 
     /// A service by its type.

@@ -24,6 +24,8 @@ pub enum Kind {
     RequestTimeout,
     /// Clashes with what is there now.
     Conflict,
+    /// Was there and is kept no longer.
+    Gone,
     /// `If-Match` names another version than the present one.
     PreconditionFailed,
     /// The body is larger than allowed.
@@ -54,6 +56,7 @@ impl Kind {
             Self::MethodNotAllowed => 405,
             Self::RequestTimeout => 408,
             Self::Conflict => 409,
+            Self::Gone => 410,
             Self::PreconditionFailed => 412,
             Self::TooLarge => 413,
             Self::UnsupportedMediaType => 415,
@@ -76,6 +79,7 @@ impl Kind {
             Self::MethodNotAllowed => "Method Not Allowed",
             Self::RequestTimeout => "Request Timeout",
             Self::Conflict => "Conflict",
+            Self::Gone => "Gone",
             Self::PreconditionFailed => "Precondition Failed",
             Self::TooLarge => "Content Too Large",
             Self::UnsupportedMediaType => "Unsupported Media Type",
@@ -96,6 +100,7 @@ impl Kind {
             Self::MethodNotAllowed => "MethodNotAllowedError",
             Self::RequestTimeout => "RequestTimeoutError",
             Self::Conflict => "ConflictError",
+            Self::Gone => "GoneError",
             Self::PreconditionFailed => "PreconditionFailedError",
             Self::TooLarge => "TooLargeEntityError",
             Self::UnsupportedMediaType => "UnsupportedMediaTypeError",

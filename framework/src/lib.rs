@@ -14,6 +14,7 @@ mod ctx;
 pub mod db;
 pub mod dispatch;
 mod error;
+pub mod event;
 pub mod http;
 mod idempotency;
 pub mod model;

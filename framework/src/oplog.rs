@@ -1,12 +1,14 @@
 //! The ops log: each write appends, in its own transaction, who did what to
-//! which object and what changed. It is the audit and, later, the change feed.
+//! which object and what changed. It is the audit and the change feed: who reads
+//! it is in `event`.
 
 use chrono::{DateTime, Utc};
 
 use crate::Result;
-use crate::ctx::{Ctx, Tx, snapshot, values as values_of};
+use crate::auth::Access;
+use crate::ctx::{Ctx, Tx, new_id, snapshot, values as values_of};
 use crate::db::{self, Dialect, Sql, Value};
-use crate::model::{Base, Meta, Record};
+use crate::model::{Base, Field, Meta, Record};
 
 impl Tx<'_> {
     /// Appends a record.
@@ -14,7 +16,7 @@ impl Tx<'_> {
     /// # Errors
     /// What the database says.
     pub fn log<T: Record>(&mut self, row: &T, action: &str, before: Option<&[Value<'_>]>) -> Result<()> {
-        let notes = notes::<T>(row, before);
+        let notes = changes(row, before, action == DELETE);
         let changes = self.told(T::meta(), action).then(|| notes.clone());
         self.append(T::meta(), row.base(), action, notes)?;
         self.tell(row, action, changes)
@@ -29,9 +31,13 @@ impl Tx<'_> {
         let mut sql = Sql::new(INSERT);
         sql.push("SELECT ").bind(now).push(", ").bind(keyword);
         sql.push(format!(", \"id\", \"name\", \"version\", 'delete', {owners}"));
-        for text in [&cred.user_id, &cred.user_name, &cred.project_id, self.ctx.request_id()] {
+        for text in [&cred.user_id, &cred.user_name, &cred.project_id, &cred.domain_id, self.ctx.request_id()] {
             sql.push(", ").bind(text);
         }
+        sql.push(", ").bind(self.ctx.task_id().unwrap_or_default());
+        // One row each, and no id of a row comes twice.
+        sql.push(", 'drop-' || \"id\", ");
+        sql.bind(self.ctx.client_ip().map_or_else(String::new, |ip| ip.to_string()));
         sql.push(format!(", '{{}}' FROM \"{table}\"{living}"));
         db::execute(self.conn, &sql)?;
         Ok(())
@@ -43,6 +49,7 @@ impl Tx<'_> {
         values(&mut sql, self.ctx, self.now(), meta, row, action, notes);
         sql.push(")");
         db::execute(self.conn, &sql)?;
+        self.ctx.core().feed.will_change();
         Ok(())
     }
 
@@ -69,13 +76,20 @@ impl Tx<'_> {
         sql.push(") ").push(INSERT).push("SELECT ");
         values(&mut sql, self.ctx, self.now(), meta, row, action, notes);
         sql.push(" FROM written");
-        Ok(db::execute(self.conn, &sql)? > 0)
+        let written = db::execute(self.conn, &sql)? > 0;
+        self.ctx.core().feed.will_change();
+        Ok(written)
     }
 }
 
+/// The action of a row's end.
+const DELETE: &str = "delete";
+/// The action of a row's beginning.
+pub(crate) const CREATE: &str = "create";
+
 const INSERT: &str = "INSERT INTO \"ops_log\" (\"at\", \"obj_type\", \"obj_id\", \"obj_name\", \"obj_version\", \
      \"action\", \"owner_domain_id\", \"owner_project_id\", \"owner_user_id\", \"user_id\", \"user_name\", \
-     \"project_id\", \"request_id\", \"notes\") ";
+     \"project_id\", \"domain_id\", \"request_id\", \"task_id\", \"id\", \"client_ip\", \"notes\") ";
 
 fn values<'a>(
     sql: &mut Sql<'a>,
@@ -97,58 +111,74 @@ fn values<'a>(
         sql.push(", ").bind(text);
     }
     sql.push(", ").bind(row.anon().version);
-    let texts =
-        [action, domain, project, owner, &cred.user_id, &cred.user_name, &cred.project_id, ctx.request_id()];
+    let texts = [
+        action,
+        domain,
+        project,
+        owner,
+        &cred.user_id,
+        &cred.user_name,
+        &cred.project_id,
+        &cred.domain_id,
+        ctx.request_id(),
+        ctx.task_id().unwrap_or_default(),
+    ];
     for text in texts {
         sql.push(", ").bind(text);
     }
+    sql.push(", ").bind(new_id());
+    sql.push(", ").bind(ctx.client_ip().map_or_else(String::new, |ip| ip.to_string()));
     sql.push(", ").bind(notes);
 }
 
-/// What changed, as `{"field": {"old": …, "new": …}}`; for a new row
-/// `{"field": value}`. What nobody may read is not written in clear either.
+/// What changed, as `{"field": {"old": …, "new": …}}`; for a new row without
+/// `old`. What nobody may read is not written in clear either.
 pub(crate) fn notes<T: Record>(row: &T, before: Option<&[Value<'_>]>) -> String {
+    changes(row, before, false)
+}
+
+/// The same; of a row that ends also what stayed, without `new`: afterwards
+/// nobody can ask it.
+fn changes<T: Record>(row: &T, before: Option<&[Value<'_>]>, ends: bool) -> String {
     let mut out = Vec::with_capacity(512);
     out.push(b'{');
     for (i, (field, value)) in T::meta().stored().zip(values_of(row)).enumerate() {
-        if matches!(field.name, "version" | "updated_at" | "created_at" | "deleted_at") {
+        if is_clockwork(field) {
             continue;
         }
         let old = before.and_then(|values| values.get(i));
-        let told = match (before, old) {
-            (Some(_), Some(old)) => *old != value,
-            (Some(_), None) => false,
-            (None, _) => !value.is_null() && field.name != "deleted",
-        };
-        if !told {
-            continue;
-        }
-        let hidden = field.list == crate::auth::Access::Never && field.get == crate::auth::Access::Never;
-        let shown = |out: &mut Vec<u8>, value: &Value<'_>| {
-            if hidden { out.extend_from_slice(b"\"***\"") } else { write_json(out, value) }
+        let (old, new) = match (before, old) {
+            (Some(_), Some(old)) if *old != value => (Some(old), Some(&value)),
+            (Some(_), Some(old)) if ends && !old.is_null() => (Some(old), None),
+            (None, _) if !value.is_null() && field.name != "deleted" => (None, Some(&value)),
+            _ => continue,
         };
         // Field names are identifiers: nothing in them needs escaping.
         out.extend_from_slice(if out.len() > 1 { b",\"" } else { b"\"" });
         out.extend_from_slice(field.name.as_bytes());
-        out.extend_from_slice(b"\":");
-        match old {
-            Some(old) => {
-                out.extend_from_slice(b"{\"old\":");
-                shown(&mut out, old);
-                out.extend_from_slice(b",\"new\":");
-                shown(&mut out, &value);
-                out.push(b'}');
-            }
-            None => shown(&mut out, &value),
+        out.extend_from_slice(b"\":{");
+        if let Some(old) = old {
+            out.extend_from_slice(b"\"old\":");
+            write_json(&mut out, field, old);
         }
+        if let Some(new) = new {
+            out.extend_from_slice(if old.is_some() { b",\"new\":" } else { b"\"new\":" });
+            write_json(&mut out, field, new);
+        }
+        out.push(b'}');
     }
     out.push(b'}');
     // JSON is UTF-8.
     String::from_utf8(out).unwrap_or_default()
 }
 
-/// Writes a value as JSON, which for these kinds cannot fail.
-fn write_json(out: &mut Vec<u8>, value: &Value<'_>) {
+/// Writes a value as JSON, which for these kinds cannot fail; of what nobody
+/// may read only that it is there.
+fn write_json(out: &mut Vec<u8>, field: &Field, value: &Value<'_>) {
+    if field.list == Access::Never && field.get == Access::Never {
+        out.extend_from_slice(b"\"***\"");
+        return;
+    }
     let _ = match value {
         Value::Text(Some(text)) => serde_json::to_writer(out, text.as_ref()),
         Value::Int(Some(v)) => serde_json::to_writer(out, v),
@@ -159,6 +189,11 @@ fn write_json(out: &mut Vec<u8>, value: &Value<'_>) {
             Ok(())
         }
     };
+}
+
+/// Whether every write changes it, so that it tells nothing.
+fn is_clockwork(field: &Field) -> bool {
+    matches!(field.name, "version" | "updated_at" | "created_at" | "deleted_at")
 }
 
 /// A row's values before a change, for [`Tx::log`].

@@ -291,7 +291,7 @@ fn bad_parameters_are_named(kind: Kind) {
         ("%00=x", "query"),
         ("%ff=x", "query"),
         (&many, "query"),
-        ("watch=true", "watch"),
+        ("watch=maybe", "watch"),
     ] {
         blames(&admin.get(&format!("/spaces?{query}")), 400, Some(field));
     }

@@ -20,6 +20,7 @@ struct Attributes {
     scope: Option<TokenStream>,
     cached: bool,
     quota: Option<Vec<LitStr>>,
+    unlogged: bool,
     extra: Vec<(syn::Ident, LitStr)>,
 }
 
@@ -69,6 +70,7 @@ fn attributes(input: &DeriveInput) -> syn::Result<Attributes> {
                     }
                     it.quota = Some(names);
                 }
+                "unlogged" => it.unlogged = true,
                 "extra" => {
                     let content;
                     syn::parenthesized!(content in meta.input);
@@ -84,7 +86,7 @@ fn attributes(input: &DeriveInput) -> syn::Result<Attributes> {
                 other => {
                     return Err(meta.error(format!(
                         "`{other}` is no property of a resource; there are keyword, plural, read, write, list, get, \
-                         create, update, delete, scope, cached, quota, extra"
+                         create, update, delete, scope, cached, quota, unlogged, extra"
                     )));
                 }
             }
@@ -137,6 +139,7 @@ pub(crate) fn derive(item: TokenStream) -> syn::Result<TokenStream> {
         Some(names) => quote!(::core::option::Option::Some(&[#(#names),*])),
         None => quote!(::core::option::Option::None),
     };
+    let unlogged = it.unlogged;
     let extra = it.extra.iter().map(|(name, doc)| {
         let name = name.to_string();
         quote!((#name, #doc))
@@ -160,6 +163,7 @@ pub(crate) fn derive(item: TokenStream) -> syn::Result<TokenStream> {
                         scope: #scope,
                         cached: #cached,
                         quota: #quota,
+                        unlogged: #unlogged,
                         extra: &[#(#extra),*],
                         fields: <#ident as ::podyard::model::Columns>::fields,
                     })

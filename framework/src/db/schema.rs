@@ -1,7 +1,7 @@
 //! Holds the database against the structs: each type's table has exactly its
 //! fields, of their types, and the indexes that the metadata promises.
 
-use super::{AnyConnection, ColumnType, Dialect, Sql, load};
+use super::{AnyConnection, ColumnType, Dialect, Sql, load, load_one};
 use crate::Result;
 use crate::model::Meta;
 
@@ -55,6 +55,16 @@ fn indexes(conn: &mut AnyConnection, table: &'static str) -> Result<Vec<(String,
     load(conn, sql)
 }
 
+fn is_view(conn: &mut AnyConnection, table: &'static str) -> Result<bool> {
+    let sql = match conn.dialect() {
+        Dialect::Sqlite => Sql::new("SELECT 1 FROM sqlite_master WHERE type = 'view' AND name = "),
+        Dialect::Postgres => Sql::new(
+            "SELECT 1::bigint FROM information_schema.views WHERE table_schema = current_schema() AND table_name = ",
+        ),
+    };
+    Ok(load_one::<(i64,)>(conn, sql.value(table))?.is_some())
+}
+
 /// Where a type's table differs from its struct, in sentences; empty: nowhere.
 ///
 /// # Errors
@@ -62,6 +72,7 @@ fn indexes(conn: &mut AnyConnection, table: &'static str) -> Result<Vec<(String,
 pub fn differences(conn: &mut AnyConnection, meta: &'static Meta) -> Result<Vec<String>> {
     let table = meta.table();
     let dialect = conn.dialect();
+    let view = is_view(conn, table)?;
     let there = columns(conn, table)?;
     if there.is_empty() {
         return Ok(vec![format!("{table}: there is no such table; write a migration")]);
@@ -76,7 +87,8 @@ pub fn differences(conn: &mut AnyConnection, meta: &'static Meta) -> Result<Vec<
         if kind != wanted {
             found.push(format!("{table}.{}: is {kind}, the field wants {wanted}", field.name));
         }
-        if *not_null == field.nullable {
+        // Of a view, databases do not tell what is never NULL, and it has no indexes.
+        if *not_null == field.nullable && !view {
             let word = if field.nullable { "allow" } else { "refuse" };
             found.push(format!("{table}.{}: must {word} NULL", field.name));
         }
@@ -85,6 +97,9 @@ pub fn differences(conn: &mut AnyConnection, meta: &'static Meta) -> Result<Vec<
         if !meta.has(name) {
             found.push(format!("{table}.{name}: no field of {} is named so", meta.keyword()));
         }
+    }
+    if view {
+        return Ok(found);
     }
     let indexes = indexes(conn, table)?;
     for field in meta.stored().filter(|f| f.index) {

@@ -12,12 +12,14 @@ mod pipeline;
 pub(crate) use batch::{Each, Rows, apply as apply_each, bodies, each, narrows};
 pub use batch::{MOST_CREATED, MOST_ROWS, Part};
 pub use export::{Chunk, Place};
-pub(crate) use pipeline::enveloped;
+
+pub(crate) use pipeline::{enveloped, write_row};
 
 use std::any::{Any, TypeId};
 use std::marker::PhantomData;
 
 use crate::ctx::Tx;
+use crate::event::{Change, Told, Watched, rows};
 use crate::model::{Action, ActionInput, Manager, Meta};
 use crate::query::{ListRequest, Visible};
 use crate::quota::QuotaUse;
@@ -202,6 +204,16 @@ pub trait ResourceHandler: Send + Sync {
     /// # Errors
     /// What the database says.
     fn exists(&self, tx: &mut Tx<'_>, id: &str) -> Result<bool>;
+    /// The rows of a watched list as they are now, a piece at a time.
+    ///
+    /// # Errors
+    /// As the hooks say.
+    fn existing(&self, tx: &mut Tx<'_>, watched: &Watched, after: &str) -> Result<Vec<Told>>;
+    /// What changes are to the caller of a watched list.
+    ///
+    /// # Errors
+    /// As the hooks say.
+    fn changed(&self, tx: &mut Tx<'_>, watched: &Watched, changes: &[Change]) -> Result<Vec<Told>>;
 }
 
 /// The dispatcher of a type.
@@ -323,5 +335,13 @@ impl<T: Manager> ResourceHandler for Handler<T> {
         }
         // Held to the transaction's end: it must not go before who refers to it is there.
         Ok(T::select().eq("id", id.to_owned()).for_key_share().one(tx)?.is_some())
+    }
+
+    fn existing(&self, tx: &mut Tx<'_>, watched: &Watched, after: &str) -> Result<Vec<Told>> {
+        rows::existing::<T>(tx, watched, after)
+    }
+
+    fn changed(&self, tx: &mut Tx<'_>, watched: &Watched, changes: &[Change]) -> Result<Vec<Told>> {
+        rows::changed::<T>(tx, watched, changes)
     }
 }

@@ -38,8 +38,7 @@ pub(super) fn find<T: Manager>(tx: &mut Tx<'_>, id: &str, lock: bool) -> Result<
     Ok(row)
 }
 
-/// Writes a row as the caller may see it.
-pub(super) fn write_row<T: Record>(
+pub(crate) fn write_row<T: Record>(
     out: &mut Vec<u8>,
     row: &T,
     mask: u64,

@@ -34,6 +34,7 @@ fn summary(of: &Type) -> Value {
         "description": meta.source.doc,
         "path": format!("/{}", meta.plural()),
         "runtime": meta.is_runtime(),
+        "watch": !meta.source.unlogged,
         "scope": format!("{:?}", meta.source.scope).to_lowercase(),
         "verbs": {
             "list": verbs.list, "get": verbs.get, "create": verbs.create,

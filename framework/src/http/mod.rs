@@ -7,8 +7,8 @@ mod export;
 mod openapi;
 mod openapi_writes;
 mod problem;
-mod request;
-mod route;
+pub(crate) mod request;
+pub(crate) mod route;
 mod run;
 mod write;
 
@@ -25,11 +25,11 @@ use crate::auth::UserCred;
 use crate::ctx::{Core, Ctx};
 use crate::db::Cost;
 use crate::dispatch::{IfMatch, Reply};
-use crate::{Error, Kind, Result, policy, runtime, telemetry};
+use crate::{Error, Kind, Result, event, policy, runtime, telemetry};
 
 pub use openapi::ExtraPaths;
 pub use problem::problem;
-pub use request::{client_ip, origin, query_params, read_body, request_id, token};
+pub use request::{address, client_ip, origin, query_params, read_body, request_id, token};
 
 /// What the HTTP side of a process is set to.
 #[derive(Debug, Clone)]
@@ -128,6 +128,15 @@ async fn dispatch(req: HttpRequest, payload: web::Payload, app: web::Data<App>) 
     let id = request_id(&req);
     let mut resource = "none";
     let mut user = None;
+    if event::is_watch(&req) {
+        let result = event::open(&req, &app, &id, &mut resource, &mut user).await;
+        let (response, error) = match result {
+            Ok(response) => (response, None),
+            Err(error) => (problem(&error, &req, &id), Some(error)),
+        };
+        observe(&req, &response, &id, resource, user.as_deref(), start, error.as_ref());
+        return response;
+    }
     let result = handle(&req, payload, &app, &id, &mut resource, &mut user).await;
     let (response, error) = match result {
         Ok(answer) => (respond(answer, &id), None),
@@ -236,7 +245,7 @@ async fn handle(
     if let Some(of) = of {
         *resource = of.handler.meta().plural();
     }
-    let ctx = Ctx::new(app.core.clone(), cred, id);
+    let ctx = Ctx::new(app.core.clone(), cred, id).from_address(address(req, app.options.trust_forwarded));
     let body = read_body(req, payload, app.options.body_limit).await?;
     let Some(of) = of else {
         let Target::Discovery(plural) = target else { return Err(Error::internal("a route without a type")) };

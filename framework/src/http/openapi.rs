@@ -209,6 +209,21 @@ pub(super) fn parameter(name: &str, place: &str, required: bool, schema: Value, 
     json!({"name": name, "in": place, "required": required, "schema": schema, "description": doc})
 }
 
+/// What turns a read into a stream.
+fn watch_parameters(meta: &Meta) -> Vec<Value> {
+    if meta.source.unlogged {
+        return Vec::new();
+    }
+    let flag = || json!({"type": "boolean"});
+    let position = || json!({"type": "string", "pattern": "^[0-9]+-[0-9]+$"});
+    vec![
+        parameter("watch", "query", false, flag(), "Answer changes as they come, as server-sent events."),
+        parameter("initial", "query", false, flag(), "With `watch`: first what is there now."),
+        parameter("since", "query", false, position(), "With `watch`: go on after this event."),
+        parameter("Last-Event-ID", "header", false, position(), "With `watch`: go on after this event."),
+    ]
+}
+
 /// The parameters that say which rows, of lists and of statistics.
 fn filter_parameters(meta: &Meta, generator: &mut SchemaGenerator) -> Vec<Value> {
     let query = |name: &str, schema: Value, doc: &str| parameter(name, "query", false, schema, doc);
@@ -281,6 +296,7 @@ pub(super) fn list_parameters(meta: &Meta, generator: &mut SchemaGenerator) -> V
     ];
     parameters.retain(|it| !it["name"].as_str().is_some_and(|name| meta.has(name)));
     parameters.extend(filter_parameters(meta, generator));
+    parameters.extend(watch_parameters(meta));
     parameters.into()
 }
 
@@ -352,10 +368,11 @@ fn type_paths(
     }
     if verbs.get != Access::Never {
         let mut it = operation(&format!("{plural}.get"), plural, &format!("Get a {keyword}"), ("200", row()));
-        it["parameters"] = json!([
+        let fields = [
             parameter("field", "query", false, json!({"type": "string"}), "Fields to show."),
             parameter("exclude", "query", false, json!({"type": "string"}), "Fields to leave out."),
-        ]);
+        ];
+        it["parameters"] = [fields.to_vec(), watch_parameters(meta)].concat().into();
         item.insert("get".into(), it);
     }
     if verbs.update != Access::Never {
@@ -379,6 +396,16 @@ fn type_paths(
     if !item.is_empty() {
         item.insert("parameters".into(), json!([id()]));
         paths.insert(format!("/{plural}/{{id}}"), item.into());
+    }
+    let own = of.actions.contains_key(&(ActionKind::Detail, "events"));
+    if verbs.get != Access::Never && !own && !meta.source.unlogged {
+        let content =
+            json!({"application/json": {"schema": {"type": "object", "required": ["events", "limit"]}}});
+        let page =
+            json!({"description": "A page, with the parameters of `GET /events`.", "content": content});
+        let what = format!("What was done to a {keyword}");
+        let it = operation(&format!("{plural}.events"), plural, &what, ("200", page));
+        paths.insert(format!("/{plural}/{{id}}/events"), json!({"get": it, "parameters": [id()]}));
     }
     for action in of.actions.values() {
         let (path, key) = match action.kind {

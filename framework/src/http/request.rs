@@ -1,6 +1,7 @@
 //! Reading a request: its id, token, path, parameters and body.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use actix_web::http::header::{self, HeaderName};
@@ -56,16 +57,18 @@ pub fn origin(req: &HttpRequest) -> String {
 /// Where the request comes from, as the connection says, or a proxy that is trusted.
 #[must_use]
 pub fn client_ip(req: &HttpRequest, trust: bool) -> String {
-    if let Some(ip) =
-        forwarded(req, "X-Forwarded-For", trust).filter(|it| it.parse::<std::net::IpAddr>().is_ok())
-    {
-        return ip.to_owned();
-    }
-    req.peer_addr().map(|addr| addr.ip().to_string()).unwrap_or_default()
+    address(req, trust).map(|ip| ip.to_string()).unwrap_or_default()
+}
+
+/// The same as an address.
+#[must_use]
+pub fn address(req: &HttpRequest, trust: bool) -> Option<IpAddr> {
+    let told = forwarded(req, "X-Forwarded-For", trust).and_then(|it| it.parse().ok());
+    told.or_else(|| req.peer_addr().map(|addr| addr.ip()))
 }
 
 /// Segments of the path, decoded.
-pub(super) fn segments(path: &str) -> Result<Vec<Cow<'_, str>>> {
+pub(crate) fn segments(path: &str) -> Result<Vec<Cow<'_, str>>> {
     let wrong = |what: &str| Error::field("path", what.to_owned());
     let path = path.strip_prefix('/').unwrap_or(path);
     let path = path.strip_suffix('/').unwrap_or(path);

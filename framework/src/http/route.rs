@@ -10,7 +10,7 @@ use crate::registry::Type;
 use crate::{Error, Kind, Result};
 
 /// What a request asks for, once its path is read.
-pub(super) enum Target {
+pub(crate) enum Target {
     Discovery(Option<String>),
     List,
     Statistics,
@@ -24,10 +24,12 @@ pub(super) enum Target {
     Update(String),
     Delete(String),
     Action(&'static Action, Option<String>),
+    /// The records of one row.
+    Events(String),
 }
 
 /// Finds what the path means.
-pub(super) fn route<'a>(
+pub(crate) fn route<'a>(
     core: &'a Core,
     method: &Method,
     segments: &[Cow<'_, str>],
@@ -78,10 +80,11 @@ pub(super) fn route<'a>(
         [_, id] if *method == Method::PUT || *method == Method::PATCH => Target::Update(id.to_string()),
         [_, id] if *method == Method::DELETE => Target::Delete(id.to_string()),
         [_, _] => return Err(not_allowed("GET, PUT, PATCH, DELETE, POST")),
-        [_, id, name] if read => {
-            let found = action(ActionKind::Detail, name).ok_or_else(|| no_action(name))?;
-            Target::Action(found, Some(id.to_string()))
-        }
+        [_, id, name] if read => match action(ActionKind::Detail, name) {
+            Some(found) => Target::Action(found, Some(id.to_string())),
+            None if name == "events" => Target::Events(id.to_string()),
+            None => return Err(no_action(name)),
+        },
         [_, id, name] if *method == Method::POST => match action(ActionKind::Item, name) {
             Some(found) => Target::Action(found, Some(id.to_string())),
             None if name == "copy" => Target::Copy(id.to_string()),

@@ -201,6 +201,11 @@ pub(super) async fn run(
                 ActionInput::from_entries(crate::model::entries(&body, meta.keyword(), meta.plural())?)?;
             many(handler, &ctx, params, manner, Each::Act(action, input)).await
         }
+        Target::Events(id) => {
+            allowed(verbs.get, "get")?;
+            let done = crate::event::of_row(&ctx, handler, id, params).await?;
+            Ok(ok(StatusCode::OK, done))
+        }
         Target::Action(action, id) => {
             let reading = matches!(action.kind, ActionKind::Property | ActionKind::Detail);
             let own = match action.kind {

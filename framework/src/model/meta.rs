@@ -52,6 +52,9 @@ pub struct MetaSource {
     /// What its rows use that quotas may limit, beside the number of rows;
     /// none: nothing of it is counted.
     pub quota: Option<&'static [&'static str]>,
+    /// Whether its rows change without records in the ops log, so that there
+    /// is nothing to watch.
+    pub unlogged: bool,
     /// What `get_customize_columns` and `get_extra_details` add, with docs.
     pub extra: &'static [(&'static str, &'static str)],
     /// Adds the fields.

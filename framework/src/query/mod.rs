@@ -25,6 +25,7 @@ pub use cond::Visible;
 pub(crate) use fields::selection;
 pub(crate) use filter::operators;
 pub use request::{Format, ListRequest, parse};
+pub(crate) use scope::{Owner, of as owner_of};
 pub use select::Select;
 
 /// Rows of a page when the client does not say.

@@ -36,7 +36,7 @@ impl Owner {
 }
 
 /// The condition that keeps a caller to their rows.
-pub(super) fn of(meta: &Meta, cred: &UserCred) -> Owner {
+pub(crate) fn of(meta: &Meta, cred: &UserCred) -> Owner {
     match (meta.source.scope, cred.level) {
         (Scope::All, _) | (_, Access::Admin) => Owner::Everybody,
         (_, Access::Domain) | (Scope::Domain, _) => Owner::domain(cred),

@@ -218,6 +218,26 @@ impl<T: Record> Select<T> {
         self.query.conds.push(Cond::In(field, values.into_iter().map(Into::into).collect()));
     }
 
+    /// Adds that at least one of the fields has its value.
+    pub fn narrow_any(&mut self, of: Vec<(&'static str, Value<'static>)>) {
+        let any = of.into_iter().map(|(field, value)| Cond::Compare(field, "=", value));
+        self.query.conds.push(Cond::Any(any.collect()));
+    }
+
+    /// Only rows whose id is larger: to walk a table in pieces.
+    #[must_use]
+    pub(crate) fn after_id(mut self, id: &str) -> Self {
+        self.query.conds.push(Cond::Compare("id", ">", id.to_owned().into()));
+        self
+    }
+
+    /// Whether a row of which nothing but its id is known would be found: only
+    /// if no condition asks for more.
+    pub(crate) fn admits(&self, id: &str) -> bool {
+        let by_id = |cond: &Cond| matches!(cond, Cond::Compare("id", "=", it) if *it == Value::from(id));
+        self.query.conds.iter().all(by_id)
+    }
+
     /// Only rows whose field is one of the values.
     #[must_use]
     pub fn is_in<V: Into<Value<'static>>>(

@@ -190,6 +190,7 @@ pub(super) fn build(row: &ResourceType, is_cached: impl Fn(&str) -> bool) -> &'s
             Owner::User => Scope::User,
         },
         cached: false,
+        unlogged: false,
         // Rows that belong to somebody can be limited, by the plural.
         quota: (owner != Owner::None).then_some(&[]),
         extra: &[],

@@ -20,6 +20,7 @@ use crate::model::{
     Action, ActionInput, Base, Columns, Field, Input, JsonObject, Manager, Meta, MetaSource, Model, Record,
     Scope, Stamp, StandaloneBase, Verbs, VirtualBase,
 };
+use crate::event::{Change, Told, Watched};
 use crate::query::{ListRequest, Visible};
 use crate::quota::QuotaUse;
 
@@ -39,6 +40,7 @@ static NONE: LazyLock<DynType> = LazyLock::new(|| {
         verbs,
         scope: Scope::All,
         cached: false,
+        unlogged: false,
         quota: None,
         extra: &[],
         fields: |_| {},
@@ -307,6 +309,8 @@ impl ResourceHandler for DynHandler {
         show(row: Box<dyn Any + Send>) -> Reply;
         warm() -> ();
         uses(column: &'static str, owner: &str) -> Vec<QuotaUse>;
+        existing(watched: &Watched, after: &str) -> Vec<Told>;
+        changed(watched: &Watched, changes: &[Change]) -> Vec<Told>;
         exists(id: &str) -> bool;
     }
 }

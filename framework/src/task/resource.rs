@@ -21,6 +21,7 @@ use crate::{Error, Resource, Result, actions};
     read = "user",
     write = "never",
     scope = "user",
+    unlogged,
     extra(history = "Each attempt at each stage: stage, attempt, started_at, ended_at, outcome, reason.")
 )]
 pub struct Task {

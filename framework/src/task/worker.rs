@@ -265,7 +265,7 @@ impl Worker {
             Ok(cred) => cred,
             Err(error) => return Some(Plan::of(Step::Fail(format!("its credential: {error}").into()))),
         };
-        let ctx = Ctx::new(self.core.clone(), Arc::new(cred), task.id.as_str());
+        let ctx = Ctx::task(self.core.clone(), Arc::new(cred), task.id.as_str());
         let limit = Duration::from_secs(spec.timeout_s);
         let run = AssertUnwindSafe((kind.run)(ctx, task.clone())).catch_unwind();
         let plan = match timeout(limit, run).await {
@@ -354,7 +354,7 @@ impl Worker {
         effect: Option<Effect>,
     ) -> Result<Written> {
         let cred = serde_json::from_str(&task.user_cred).unwrap_or_else(|_| UserCred::system());
-        let ctx = Ctx::new(self.core.clone(), Arc::new(cred), task.id.as_str());
+        let ctx = Ctx::task(self.core.clone(), Arc::new(cred), task.id.as_str());
         let (worker, of, waker) = (worker.clone(), task.clone(), self.waker.clone());
         let counted = to.clone();
         let done = ctx.write(None, move |tx| {

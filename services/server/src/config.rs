@@ -165,6 +165,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "PODYARD_TASK_RETENTION", default_value_t = 14, value_name = "DAYS",
           value_parser = clap::value_parser!(u64).range(1..=36_500))]
     pub(crate) task_retention: u64,
+    /// The records of who changed what are kept for so many days.
+    #[arg(long, env = "PODYARD_EVENT_RETENTION", default_value_t = 90, value_name = "DAYS",
+          value_parser = clap::value_parser!(u64).range(1..=36_500))]
+    pub(crate) event_retention: u64,
     /// Most bytes of a JSON body.
     #[arg(long, env = "PODYARD_BODY_LIMIT", default_value_t = 1_048_576, value_name = "BYTES")]
     pub(crate) body_limit: usize,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use actix_web::{App as ActixApp, HttpServer, web};
 use podyard::db::{self, DatabaseUrl, Db};
+use podyard::event::{self, FeedOptions};
 use podyard::http::{App, HttpOptions};
 use podyard::task::{Engine, WorkerOptions, Workers};
 use podyard::{Core, telemetry};
@@ -67,8 +68,12 @@ async fn assemble(args: &ServeArgs) -> Result<Process, String> {
         node: args.node.clone(),
     };
     let spaces = Arc::new(Spaces::new(spaces_options, Arc::new(driver)));
-    let core = Core::new(db, identity.clone()).with_service(identity.clone()).with_service(spaces.clone());
-    let core = Arc::new(core);
+    let feed = FeedOptions {
+        retention: Duration::from_secs(args.event_retention * 86_400),
+        ..FeedOptions::default()
+    };
+    let core = Core::new(db, identity.clone()).with_feed(feed);
+    let core = Arc::new(core.with_service(identity.clone()).with_service(spaces.clone()));
     podyard::runtime::refresh(&core).await.map_err(|e| told(&e))?;
     Ok(Process { core, identity, spaces })
 }
@@ -79,6 +84,9 @@ fn listen(addr: std::net::SocketAddr) -> std::io::Result<std::net::TcpListener> 
     let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.bind(&addr.into())?;
+    // Whoever takes nothing for a minute is gone, whatever was still to be sent.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(60)))?;
     socket.listen(1024)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
@@ -104,8 +112,11 @@ fn start_workers(core: &Arc<Core>, args: &ServeArgs) -> Result<Workers, String> 
     Engine::run(core, options).map_err(text)
 }
 
-/// What runs beside the requests for as long as the process lives.
-fn background(process: &Process) {
+/// What runs beside the requests for as long as the process lives; some of it
+/// ends with what is returned.
+#[must_use]
+fn background(process: &Process) -> event::Running {
+    let feed = event::run(&process.core);
     let (core, spaces) = (process.core.clone(), process.spaces.clone());
     tokio::spawn(podyard_spaces::observe(core, spaces));
     tokio::spawn(podyard::runtime::follow(process.core.clone()));
@@ -121,6 +132,7 @@ fn background(process: &Process) {
             }
         }
     });
+    feed
 }
 
 fn readings(core: &Arc<Core>, gateway: Option<&Gateway>) {
@@ -131,6 +143,7 @@ fn readings(core: &Arc<Core>, gateway: Option<&Gateway>) {
         db.waiting() as f64
     });
     core.tasks.watch();
+    core.feed.readings();
     telemetry::watch("process_resident_memory_bytes", "gauge", "Memory in RAM.", resident);
     let Some(stats) = gateway.map(Gateway::stats) else { return };
     type Read = fn(&podyard_gateway::Stats) -> &AtomicU64;
@@ -220,7 +233,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
     let handle = server.handle();
     let serving = tokio::spawn(server);
     let workers = start_workers(&core, &args)?;
-    background(&process);
+    let _feed = background(&process);
     let addr = addrs.first().copied().unwrap_or(args.listen);
     let ms = start.elapsed().as_millis();
     tracing::info!(%addr, database = args.data.database().redacted(), ms, "ready");
@@ -228,6 +241,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
 
     asked_to_end().await?;
     gateway.shut_down();
+    core.feed.shut_down();
     // Requests end and stages end or hand back their lease, side by side.
     tokio::join!(handle.stop(true), workers.drain());
     let _ = serving.await;
@@ -240,7 +254,7 @@ pub(crate) async fn work(args: ServeArgs) -> Result<(), String> {
     let process = assemble(&args).await?;
     readings(&process.core, None);
     let workers = start_workers(&process.core, &args)?;
-    background(&process);
+    let _feed = background(&process);
     tracing::info!(database = args.data.database().redacted(), "works on tasks");
     asked_to_end().await?;
     workers.drain().await;
