@@ -280,11 +280,15 @@ impl<'a> Tx<'a> {
     /// # Errors
     /// When the wait is too long.
     pub fn lock(&mut self, name: &str) -> Result<()> {
-        if self.conn.dialect() == Dialect::Postgres {
-            let sql =
-                Sql::new("SELECT 1::bigint FROM pg_advisory_xact_lock(").value(db::lock_key(name)).text(")");
-            db::load_one::<(i64,)>(self.conn, sql)?;
-        }
+        let key = db::lock_key(name);
+        let sql = match self.conn.dialect() {
+            Dialect::Sqlite => return Ok(()),
+            Dialect::Postgres => {
+                Sql::new("SELECT 1::bigint FROM pg_advisory_xact_lock(").value(key).text(")")
+            }
+            Dialect::Mysql => Sql::new(db::MYSQL_LOCK).value(db::lock_row(key)).text(" FOR UPDATE"),
+        };
+        db::load_one::<(i64,)>(self.conn, sql)?;
         Ok(())
     }
 
@@ -498,10 +502,7 @@ fn insertion<'r, T: Record>(row: &'r T, owner: Option<(&'static Meta, Dialect)>)
     if owner.has("deleted") {
         sql.push(" AND \"deleted\" = FALSE");
     }
-    match dialect {
-        Dialect::Sqlite => &mut sql,
-        Dialect::Postgres => sql.push(" FOR KEY SHARE"),
-    };
+    sql.push(dialect.for_key_share());
     sql
 }
 

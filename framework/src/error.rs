@@ -311,21 +311,38 @@ impl From<diesel::result::Error> for Error {
                 Self::unavailable("two requests got in each other's way; try again", 1).caused_by(cause)
             }
             Db::ClosedConnection | Db::UnableToSendCommand => lost(cause),
-            _ if text.contains("invalid byte sequence for encoding") => {
+            _ if text.contains("invalid byte sequence for encoding")
+                || text.contains("Incorrect string value") =>
+            {
                 Self::bad_request("a text has a character that the database cannot keep").caused_by(cause)
             }
             // Tables of types that are defined at run time change their names
             // with each change of the type.
             _ if text.contains("no such table: rt_")
-                || text.contains("relation \"rt_") && text.contains("does not exist") =>
+                || text.contains("relation \"rt_") && text.contains("does not exist")
+                || text.contains(".rt_") && text.contains("doesn't exist") =>
             {
                 let text = "the resource type has just changed; try again";
                 Self::unavailable(text, 1).class(crate::runtime::STALE).caused_by(cause)
             }
-            _ if text.contains("lock timeout") || text.contains("statement timeout") => {
+            // MySQL, where a column that is indexed has a longest text.
+            _ if text.contains("Data too long for column") => {
+                let field = text.split('\'').nth(1).unwrap_or_default().to_owned();
+                Self::field(field, "is longer than the database can keep").caused_by(cause)
+            }
+            _ if [
+                "lock timeout",
+                "statement timeout",
+                "Lock wait timeout",
+                "max_statement_time",
+                "maximum statement",
+            ]
+            .iter()
+            .any(|it| text.contains(it)) =>
+            {
                 Self::unavailable("the database is busy; try again", 2).caused_by(cause)
             }
-            _ if text.contains("deadlock detected") => {
+            _ if text.contains("deadlock detected") || text.contains("Deadlock found") => {
                 Self::unavailable("two requests got in each other's way; try again", 1).caused_by(cause)
             }
             _ if text.contains("terminating connection")
@@ -333,11 +350,15 @@ impl From<diesel::result::Error> for Error {
                 || text.contains("connection to server")
                 || text.contains("could not receive data")
                 || text.contains("no connection to the server")
-                || text.contains("the database system is") =>
+                || text.contains("the database system is")
+                || LOST_MYSQL.iter().any(|it| text.contains(it)) =>
             {
                 lost(cause)
             }
-            _ if text.contains("database or disk is full") || text.contains("No space left") => {
+            _ if text.contains("database or disk is full")
+                || text.contains("No space left")
+                || (text.starts_with("The table") && text.ends_with("is full")) =>
+            {
                 Self::new(Kind::InsufficientStorage, "the disk of the database is full").caused_by(cause)
             }
             _ if text.contains("database is locked") => {
@@ -348,6 +369,17 @@ impl From<diesel::result::Error> for Error {
     }
 }
 
+/// How MySQL and MariaDB, and their client libraries, say that they are gone.
+const LOST_MYSQL: [&str; 7] = [
+    "server has gone away",
+    "Lost connection to",
+    "Can't connect to",
+    "Server shutdown in progress",
+    "Connection was killed",
+    "Too many connections",
+    "Commands out of sync",
+];
+
 fn lost(cause: diesel::result::Error) -> Error {
     let mut it = Error::unavailable("the database cannot be reached; try again", 2).caused_by(cause);
     it.0.connection_lost = true;
@@ -355,10 +387,14 @@ fn lost(cause: diesel::result::Error) -> Error {
 }
 
 /// The field that a unique index guards. Unique indexes are named
-/// `<table>_<field>_key` with the field to blame as their last column;
-/// PostgreSQL reports the name, SQLite the columns.
+/// `<table>__<field>_key` with the field to blame as their last column;
+/// PostgreSQL and MySQL report the name, SQLite the columns.
 fn unique_field(constraint: Option<&str>, text: &str) -> String {
-    if let Some(name) = constraint {
+    let of_mysql = text.rsplit_once("' for key '").and_then(|(_, name)| name.strip_suffix('\''));
+    if of_mysql.is_some_and(|name| name == "PRIMARY" || name.ends_with(".PRIMARY")) {
+        return "id".to_owned();
+    }
+    if let Some(name) = constraint.or(of_mysql) {
         let name = name.strip_suffix("_key").unwrap_or(name);
         if name.ends_with("_pkey") {
             return "id".to_owned();
@@ -380,6 +416,9 @@ mod tests {
         assert_eq!(unique_field(None, "UNIQUE constraint failed: spaces.user_id, spaces.name"), "name");
         assert_eq!(unique_field(Some("spaces__name_key"), ""), "name");
         assert_eq!(unique_field(Some("spaces_pkey"), ""), "id");
+        assert_eq!(unique_field(None, "Duplicate entry 'u-x: a, b' for key 'spaces__name_key'"), "name");
+        assert_eq!(unique_field(None, "Duplicate entry 'x' for key 'spaces.spaces__name_key'"), "name");
+        assert_eq!(unique_field(None, "Duplicate entry 'x' for key 'PRIMARY'"), "id");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::auth::UserCred;
 use crate::ctx::{Ctx, Tx};
-use crate::db::{self, Dialect, Sql};
+use crate::db::{self, Sql};
 use crate::dispatch::{Made, Reply};
 use crate::{Error, Kind, Result};
 
@@ -113,13 +113,16 @@ impl Key {
     fn claim(&self, tx: &mut Tx<'_>) -> Result<Option<Made>> {
         loop {
             let now = tx.now();
-            let mut sql = Sql::new(
-                "INSERT INTO \"idempotency_keys\" (\"id\", \"fingerprint\", \"status\", \"created_at\") VALUES (",
-            );
-            sql.bind(&self.id).push(", ").bind(&self.fingerprint).push(", 0, ").bind(now).push(")");
-            match tx.conn.dialect() {
-                Dialect::Sqlite | Dialect::Postgres => sql.push(" ON CONFLICT DO NOTHING"),
-            };
+            let dialect = tx.conn.dialect();
+            let mut sql = Sql::new(dialect.insert_new());
+            sql.push("\"idempotency_keys\" (\"id\", \"fingerprint\", \"status\", \"created_at\") VALUES (");
+            sql.bind(&self.id)
+                .push(", ")
+                .bind(&self.fingerprint)
+                .push(", 0, ")
+                .bind(now)
+                .push(")")
+                .push(dialect.or_ignore());
             if db::execute(tx.conn, &sql)? > 0 {
                 return Ok(None);
             }

@@ -63,7 +63,7 @@ impl Tx<'_> {
         action: &str,
         notes: String,
     ) -> Result<bool> {
-        if self.conn.dialect() == Dialect::Sqlite {
+        if self.conn.dialect() != Dialect::Postgres {
             if db::execute(self.conn, &write)? == 0 {
                 return Ok(false);
             }

@@ -1,5 +1,7 @@
 //! What the task engine promises, on real databases: SQLite always, and
-//! PostgreSQL where `PODYARD_TEST_POSTGRES_URL` names one.
+//! PostgreSQL and (with the feature `mysql`) MySQL where `PODYARD_TEST_POSTGRES_URL`
+//! and `PODYARD_TEST_MYSQL_URL` name one. `PODYARD_TEST_DATABASES=mysql` leaves the
+//! others out.
 #![expect(clippy::unwrap_used, reason = "a test may stop at once")]
 
 use std::collections::HashMap;
@@ -289,7 +291,17 @@ impl Authenticator for Nobody {
 struct TestDb {
     url: DatabaseUrl,
     _folder: tempfile::TempDir,
+    /// The server and the database on it.
     drop: Option<(String, String)>,
+}
+
+/// Runs SQL on a server.
+fn on_server(server: &str, sql: &str) -> Option<()> {
+    #[cfg(feature = "mysql")]
+    if server.starts_with("mysql:") {
+        return diesel::MysqlConnection::establish(server).ok()?.batch_execute(sql).ok();
+    }
+    diesel::PgConnection::establish(server).ok()?.batch_execute(sql).ok()
 }
 
 impl TestDb {
@@ -299,14 +311,13 @@ impl TestDb {
         Self { url, _folder: folder, drop: None }
     }
 
-    fn postgres(server: &str) -> Self {
+    fn of_server(server: &str) -> Self {
         let name = format!("test_{}", podyard::new_id().replace('-', ""));
-        let mut conn = diesel::PgConnection::establish(server).unwrap();
-        conn.batch_execute(&format!("CREATE DATABASE {name}")).unwrap();
+        on_server(server, &format!("CREATE DATABASE {name}")).unwrap();
         let (base, query) =
             server.split_once('?').map_or((server, String::new()), |(b, q)| (b, format!("?{q}")));
         let (base, _) = base.rsplit_once('/').unwrap();
-        let url = DatabaseUrl::Postgres(format!("{base}/{name}{query}"));
+        let url = format!("{base}/{name}{query}").parse().unwrap();
         Self { url, _folder: tempfile::tempdir().unwrap(), drop: Some((server.to_owned(), name)) }
     }
 
@@ -318,10 +329,9 @@ impl TestDb {
 
 impl Drop for TestDb {
     fn drop(&mut self) {
-        if let Some((server, name)) = &self.drop
-            && let Ok(mut conn) = diesel::PgConnection::establish(server)
-        {
-            let _ = conn.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)"));
+        if let Some((server, name)) = &self.drop {
+            let force = if matches!(self.url, DatabaseUrl::Postgres(_)) { " WITH (FORCE)" } else { "" };
+            let _ = on_server(server, &format!("DROP DATABASE {name}{force}"));
         }
     }
 }
@@ -332,15 +342,25 @@ where
     F: Fn(Arc<TestDb>) -> Fut,
     Fut: Future<Output = ()>,
 {
-    let mut dbs = vec![TestDb::sqlite()];
-    if let Ok(server) = std::env::var("PODYARD_TEST_POSTGRES_URL") {
-        dbs.push(TestDb::postgres(&server));
+    let wanted = std::env::var("PODYARD_TEST_DATABASES");
+    let is_wanted = |name| wanted.as_ref().map_or(true, |it| it.split(',').any(|it| it.trim() == name));
+    let mut dbs = Vec::new();
+    if is_wanted("sqlite") {
+        dbs.push(TestDb::sqlite());
+    }
+    for (name, variable) in [("postgres", "PODYARD_TEST_POSTGRES_URL"), ("mysql", "PODYARD_TEST_MYSQL_URL")] {
+        if is_wanted(name)
+            && (name != "mysql" || cfg!(feature = "mysql"))
+            && let Ok(server) = std::env::var(variable)
+        {
+            dbs.push(TestDb::of_server(&server));
+        }
     }
     for db in dbs {
         db::migrate(&db.url).unwrap();
         let db = Arc::new(db);
         let core = db.core();
-        core.db.write_blocking(|conn| Ok(conn.batch_execute(TABLES)?)).unwrap();
+        core.db.write_blocking(|conn| db::define(conn, TABLES)).unwrap();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(test(db.clone()));
@@ -701,7 +721,7 @@ fn of_callback_and_timeout_one_wins() {
                 let within = 40;
                 let params = CallParams { within_ms: within, ..Default::default() };
                 let id = start::<Call>(&core, &row, params).await.unwrap();
-                in_status(&core, &id, "waiting").await;
+                // It waits now, or is about to: that may be over before anybody could look.
                 let token = token_of(&row.id).await;
                 tokio::time::sleep(Duration::from_millis(within - 20 + i)).await;
                 // Two at once, from two processes: at most one is taken.
@@ -1166,7 +1186,7 @@ fn workers_are_killed_and_nothing_is_lost_or_done_twice() {
         let core = db.core();
         let url = match &db.url {
             DatabaseUrl::Sqlite(path) => format!("sqlite://{}", path.display()),
-            DatabaseUrl::Postgres(url) => url.clone(),
+            DatabaseUrl::Postgres(url) | DatabaseUrl::Mysql(url) => url.clone(),
         };
         let (tasks, steps) = (30, 10);
         let mut all = Vec::new();

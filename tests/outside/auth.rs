@@ -187,6 +187,10 @@ fn signing_key(house: &House) -> Vec<u8> {
     }
     let query = diesel::sql_query("SELECT value FROM identity_secrets WHERE name = 'token-key'");
     let row: Row = match &house.database.url {
+        #[cfg(feature = "mysql")]
+        Some(url) if url.starts_with("mysql:") => {
+            query.get_result(&mut diesel::MysqlConnection::establish(url).unwrap()).unwrap()
+        }
         Some(url) => query.get_result(&mut PgConnection::establish(url).unwrap()).unwrap(),
         None => {
             let file = house.data_dir().join("podyard.sqlite3");

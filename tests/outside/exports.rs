@@ -109,8 +109,8 @@ fn fill(house: &House, rows: u32) {
     run(
         house,
         &format!(
-            "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows}) \
-             INSERT INTO specs ({columns}) SELECT 'fill-' || n, 1, n / 7, n, {values} FROM numbers"
+            "INSERT INTO specs ({columns}) WITH RECURSIVE numbers(n) AS \
+             (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows}) SELECT 'fill-' || n, 1, n / 7, n, {values} FROM numbers"
         ),
     );
 }
@@ -118,7 +118,7 @@ fn fill(house: &House, rows: u32) {
 /// Runs a statement on the database itself.
 fn run(house: &House, sql: &str) {
     match &house.database.url {
-        Some(url) => podyard_tests::postgres::execute(url, sql).unwrap(),
+        Some(_) => house.database.execute(sql),
         None => {
             use diesel::connection::SimpleConnection as _;
             let file = house.data_dir().join("podyard.sqlite3");

@@ -1,9 +1,11 @@
 //! Black-box tests: each starts the real `podyard` binary as a process and
-//! talks to it as anybody would, once on SQLite and once on PostgreSQL.
+//! talks to it as anybody would, once on SQLite, once on PostgreSQL and, with
+//! the cargo feature `mysql`, once on MySQL.
 //!
 //! `PODYARD_BIN` names the binary (else it is built), `PODYARD_TEST_POSTGRES_URL`
 //! a PostgreSQL (else the tests start one), `PODYARD_TEST_DATABASES=sqlite`
-//! leaves PostgreSQL out, `UPDATE_SNAPSHOTS=1` rewrites what is in `snapshots/`.
+//! leaves PostgreSQL out, `PODYARD_TEST_MYSQL_URL` names a MySQL or MariaDB,
+//! `UPDATE_SNAPSHOTS=1` rewrites what is in `snapshots/`.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 #[macro_use]

@@ -1,4 +1,6 @@
 //! What the black-box tests and their helper share: a PostgreSQL of their own.
 //! The tests themselves are in `outside/`.
 
+#[cfg(feature = "mysql")]
+pub mod mysql;
 pub mod postgres;

@@ -4,7 +4,7 @@
 use diesel::connection::SimpleConnection;
 use tokio::sync::oneshot;
 
-use super::{AnyConnection, Done, GENERATION, Hook, guarded, measure, take_hooks};
+use super::{AnyConnection, DOOMED, Done, GENERATION, Hook, guarded, measure, take_hooks};
 use crate::{Error, Result};
 
 /// Most jobs in one commit: enough to share a sync, few enough that the first
@@ -46,7 +46,11 @@ where
         let Some(f) = self.f.take() else { return false };
         drop(take_hooks());
         let generation = GENERATION.get();
+        DOOMED.set(false);
         let mut result = guarded(|| measure(|| f(conn)));
+        if DOOMED.get() && result.is_ok() {
+            result = Err(Error::unavailable("two requests got in each other's way; try again", 1));
+        }
         self.hooks = take_hooks();
         match &mut result {
             Ok(done) => done.statements += self.extra,
@@ -84,7 +88,11 @@ fn commit_error(text: &str) -> Error {
 }
 
 /// A statement of transaction control; its error is one of the whole group.
-pub(super) fn control(conn: &mut AnyConnection, sql: &str) -> std::result::Result<(), String> {
+pub(super) fn control(conn: &mut AnyConnection, sql: &'static str) -> std::result::Result<(), String> {
+    #[cfg(feature = "mysql")]
+    if let AnyConnection::Mysql(_) = conn {
+        return super::mysql::control(conn, sql).map_err(|e| format!("{sql}: {e}"));
+    }
     conn.batch_execute(sql).map_err(|e| format!("{sql}: {e}"))
 }
 

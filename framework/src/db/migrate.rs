@@ -1,6 +1,7 @@
 //! Embedded migrations: each service hands its own set to `inventory`, and
 //! they run in the order of their sets and versions, at start or by
-//! `podyard migrate`. Versions are unique over all services.
+//! `podyard migrate`. Versions are unique over all services. MySQL has none
+//! of its own: it gets SQLite's, translated (`portable`).
 
 use diesel::migration::{Migration, MigrationSource};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness};
@@ -33,11 +34,15 @@ fn connect(url: &DatabaseUrl) -> Result<AnyConnection> {
         DatabaseUrl::Postgres(url) => {
             diesel::PgConnection::establish(url).map(AnyConnection::Postgres).map_err(Error::internal)
         }
+        #[cfg(feature = "mysql")]
+        DatabaseUrl::Mysql(url) => super::mysql::connect(url),
+        #[cfg(not(feature = "mysql"))]
+        DatabaseUrl::Mysql(_) => Err(Error::internal("built without the feature mysql")),
     }
 }
 
-/// Two processes that start at once must not migrate at once. PostgreSQL: a
-/// session lock, which ends with the connection. SQLite: a lock file beside
+/// Two processes that start at once must not migrate at once. PostgreSQL and
+/// MySQL: a session lock, which ends with the connection. SQLite: a lock file beside
 /// the database, held from before it is opened, since the first to open it
 /// switches it to WAL, and SQLite does not wait there.
 struct Guarded {
@@ -55,8 +60,14 @@ fn guarded(url: &DatabaseUrl) -> Result<Guarded> {
         return Ok(Guarded { conn: connect(url)?, _file: Some(file) });
     }
     let mut conn = connect(url)?;
-    let key = super::pool::lock_key("podyard/migrate");
-    conn.batch_execute(&format!("SELECT pg_advisory_lock({key})"))?;
+    match &mut conn {
+        #[cfg(feature = "mysql")]
+        AnyConnection::Mysql(conn) => super::mysql::prepare_to_migrate(conn)?,
+        _ => {
+            let key = super::pool::lock_key("podyard/migrate");
+            conn.batch_execute(&format!("SELECT pg_advisory_lock({key})"))?;
+        }
+    }
     Ok(Guarded { conn, _file: None })
 }
 
@@ -90,9 +101,29 @@ pub fn run(url: &DatabaseUrl) -> Result<Vec<String>> {
                     done.push(format!("{}/{}", set.service, migration.name()));
                 }
             }
+            #[cfg(feature = "mysql")]
+            AnyConnection::Mysql(conn) => {
+                for migration in super::mysql::pending(conn, (set.sqlite)())? {
+                    super::mysql::run(conn, &*migration)?;
+                    done.push(format!("{}/{}", set.service, migration.name()));
+                }
+            }
         }
     }
     Ok(done)
+}
+
+/// Runs SQL that defines tables, indexes and triggers, written once for all
+/// databases as the migrations are: on MySQL it is translated.
+///
+/// # Errors
+/// What the database says, or what cannot be translated.
+pub fn define(conn: &mut AnyConnection, sql: &str) -> Result<()> {
+    match conn {
+        #[cfg(feature = "mysql")]
+        AnyConnection::Mysql(conn) => super::mysql::define(conn, sql),
+        _ => Ok(conn.batch_execute(sql)?),
+    }
 }
 
 /// Names what [`run`] would run.
@@ -110,6 +141,10 @@ pub fn pending(url: &DatabaseUrl) -> Result<Vec<String>> {
             }
             AnyConnection::Postgres(conn) => {
                 pending_of(conn, (set.postgres)())?.iter().map(|m| m.name().to_string()).collect()
+            }
+            #[cfg(feature = "mysql")]
+            AnyConnection::Mysql(conn) => {
+                super::mysql::pending(conn, (set.sqlite)())?.iter().map(|m| m.name().to_string()).collect()
             }
         };
         names.extend(of_set.into_iter().map(|name| format!("{}/{name}", set.service)));
@@ -129,6 +164,12 @@ pub fn revert(url: &DatabaseUrl) -> Result<Vec<String>> {
         match conn {
             AnyConnection::Sqlite(conn) => revert_set(conn, (set.sqlite)(), set.service, &mut done)?,
             AnyConnection::Postgres(conn) => revert_set(conn, (set.postgres)(), set.service, &mut done)?,
+            #[cfg(feature = "mysql")]
+            AnyConnection::Mysql(conn) => {
+                for name in super::mysql::revert(conn, (set.sqlite)())? {
+                    done.push(format!("{}/{name}", set.service));
+                }
+            }
         }
     }
     Ok(done)

@@ -6,12 +6,17 @@
 //! bounded reads run inline on a connection of the calling thread, unbounded
 //! ones on a few reader threads. PostgreSQL: a pool, and as many threads as it
 //! has connections. Never inline, since a round trip would stall a worker.
+//! MySQL and MariaDB: as PostgreSQL.
 
 mod connection;
 mod group;
 mod migrate;
+#[cfg(feature = "mysql")]
+mod mysql;
 mod part;
 mod pool;
+#[cfg(feature = "mysql")]
+mod portable;
 mod schema;
 mod sql;
 mod value;
@@ -28,9 +33,9 @@ use diesel::prelude::*;
 use crate::{Error, Result};
 
 pub use connection::{AnyConnection, Dialect, MultiBackend, MultiRow};
-pub use migrate::{MigrationSet, pending, revert, run as migrate};
+pub use migrate::{MigrationSet, define, pending, revert, run as migrate};
 pub(crate) use part::{begin_part, end_part};
-pub(crate) use pool::lock_key;
+pub(crate) use pool::{MYSQL_LOCK, lock_key, lock_row};
 pub use schema::differences;
 pub use sql::{FromRow, Sql, each, execute, load, load_one};
 pub use value::{Column, ColumnType, RowReader, Value};
@@ -42,6 +47,9 @@ pub enum DatabaseUrl {
     Sqlite(PathBuf),
     /// A libpq connection string or URL.
     Postgres(String),
+    /// `mysql://USER:PASSWORD@HOST/DATABASE`, for MySQL and MariaDB; only
+    /// with the cargo feature `mysql`.
+    Mysql(String),
 }
 
 impl std::str::FromStr for DatabaseUrl {
@@ -51,9 +59,16 @@ impl std::str::FromStr for DatabaseUrl {
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             return Ok(Self::Postgres(url.to_owned()));
         }
+        if url.starts_with("mysql://") {
+            return if cfg!(feature = "mysql") {
+                Ok(Self::Mysql(url.to_owned()))
+            } else {
+                Err("this program was built without MySQL: build it with `--features mysql`".to_owned())
+            };
+        }
         match url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) {
             Some(path) if !path.is_empty() && path != ":memory:" => Ok(Self::Sqlite(PathBuf::from(path))),
-            _ => Err("must be sqlite://PATH or postgres://USER:PASSWORD@HOST/DATABASE".to_owned()),
+            _ => Err("must be sqlite://PATH, postgres://USER:PASSWORD@HOST/DATABASE or mysql://…".to_owned()),
         }
     }
 }
@@ -64,8 +79,9 @@ impl DatabaseUrl {
     pub fn redacted(&self) -> String {
         match self {
             Self::Sqlite(path) => format!("sqlite://{}", path.display()),
-            Self::Postgres(url) => match (url.split_once("://"), url.rsplit_once('@')) {
+            Self::Postgres(url) | Self::Mysql(url) => match (url.split_once("://"), url.rsplit_once('@')) {
                 (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
+                (Some((scheme, _)), None) => format!("{scheme}://***"),
                 _ => "postgres://***".to_owned(),
             },
         }
@@ -95,7 +111,7 @@ pub struct Done<R> {
 /// Sizes of what a [`Db`] keeps.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Connections (and threads) to PostgreSQL.
+    /// Connections (and threads) to PostgreSQL or MySQL.
     pub pool: u32,
     /// Threads for unbounded reads of SQLite.
     pub readers: u32,
@@ -144,6 +160,8 @@ thread_local! {
     static AFTER_COMMIT: RefCell<Vec<Hook>> = const { RefCell::new(Vec::new()) };
     static GENERATION: Cell<Option<i64>> = const { Cell::new(None) };
     static STATEMENTS: Cell<u32> = const { Cell::new(0) };
+    /// Whether the running transaction lost a deadlock.
+    static DOOMED: Cell<bool> = const { Cell::new(false) };
     static INLINE: RefCell<Option<(u64, AnyConnection)>> = const { RefCell::new(None) };
 }
 
@@ -244,6 +262,16 @@ impl Db {
                 pool: pool::Threads::postgres(url, options)?,
                 writer: None,
             },
+            #[cfg(feature = "mysql")]
+            DatabaseUrl::Mysql(url) => Shared {
+                dialect: Dialect::Mysql,
+                serial,
+                sqlite: None,
+                pool: pool::Threads::mysql(url, options)?,
+                writer: None,
+            },
+            #[cfg(not(feature = "mysql"))]
+            DatabaseUrl::Mysql(_) => return Err(Error::internal("built without the feature mysql")),
         };
         Ok(Self(Arc::new(shared)))
     }
@@ -366,5 +394,32 @@ pub(crate) fn guarded<R>(f: impl FnOnce() -> Result<R>) -> Result<R> {
                 .unwrap_or_else(|| "no message".to_owned());
             Err(Error::internal(format!("panic: {text}")))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_name_the_database_or_what_is_missing() {
+        let parse = |url: &str| url.parse::<DatabaseUrl>();
+        assert!(matches!(parse("sqlite://a/b"), Ok(DatabaseUrl::Sqlite(_))));
+        assert!(matches!(parse("postgres://u:p@h/d"), Ok(DatabaseUrl::Postgres(_))));
+        assert!(parse("oracle://h/d").unwrap_err().contains("sqlite://PATH"));
+        if cfg!(feature = "mysql") {
+            assert_eq!(parse("mysql://u:p@h/d").unwrap().redacted(), "mysql://***@h/d");
+        } else {
+            assert!(parse("mysql://u:p@h/d").unwrap_err().contains("--features mysql"));
+        }
+    }
+
+    #[test]
+    fn each_dialect_inserts_or_updates_in_its_own_way() {
+        let all = [Dialect::Sqlite, Dialect::Postgres, Dialect::Mysql];
+        let [sqlite, postgres, mysql] = all.map(|it| it.or_update("\"id\"", &["a", "b"]));
+        assert_eq!(sqlite, postgres);
+        assert!(sqlite.ends_with("SET \"a\" = excluded.\"a\", \"b\" = excluded.\"b\""));
+        assert!(mysql.ends_with("UPDATE \"a\" = VALUES(\"a\"), \"b\" = VALUES(\"b\")"));
     }
 }

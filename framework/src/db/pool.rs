@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 
 use super::group::{self, Job, Write};
 use super::{
-    AnyConnection, Done, GENERATION, Lock, Options, SQLITE_PRAGMAS, Sql, guarded, load_one, measure,
+    AnyConnection, DOOMED, Dialect, Done, GENERATION, Lock, Options, READ_GENERATION, SQLITE_PRAGMAS, Sql,
+    guarded, load_one, measure,
 };
 use crate::{Error, Result};
 
@@ -66,6 +67,20 @@ impl Threads {
     }
 
     pub(super) fn postgres(url: &str, options: Options) -> Result<Self> {
+        Self::server("postgres", url, options, Box::new(PostgresSession))
+    }
+
+    #[cfg(feature = "mysql")]
+    pub(super) fn mysql(url: &str, options: Options) -> Result<Self> {
+        Self::server("mysql", url, options, Box::new(super::mysql::Session))
+    }
+
+    fn server(
+        name: &str,
+        url: &str,
+        options: Options,
+        session: Box<dyn CustomizeConnection<AnyConnection, diesel::r2d2::Error>>,
+    ) -> Result<Self> {
         let pool = Pool::builder()
             .max_size(options.pool)
             .min_idle(Some(1))
@@ -74,10 +89,10 @@ impl Threads {
             .test_on_check_out(false)
             // An outage is told soon; the pool goes on trying by itself.
             .connection_timeout(std::time::Duration::from_secs(3))
-            .connection_customizer(Box::new(PostgresSession))
+            .connection_customizer(session)
             .build(Manager::new(url))
             .map_err(|e| Error::unavailable("the database cannot be reached", 2).caused_by(e))?;
-        Self::start("postgres", options.pool, options, &pool)
+        Self::start(name, options.pool, options, &pool)
     }
 
     fn start(name: &str, threads: u32, options: Options, pool: &Pool<Manager>) -> Result<Self> {
@@ -125,6 +140,7 @@ impl Threads {
             loop {
                 let mut conn = checkout(pool)?;
                 GENERATION.set(None);
+                DOOMED.set(false);
                 match guarded(|| measure(|| f(&mut conn))) {
                     // The server went away and came back: all idle connections
                     // are stale, and each is thrown away once it is found so.
@@ -255,20 +271,39 @@ fn together(pool: &Pool<Manager>, lock: Option<&Lock>, mut jobs: Vec<Box<dyn Job
     }
 }
 
+/// Begins a transaction and takes its lock; that of a fenced one PostgreSQL
+/// takes later, with the generation.
+fn open(conn: &mut AnyConnection, lock: Option<&Lock>) -> Result<()> {
+    match (conn.dialect(), lock) {
+        // One round trip for both; the number is a hash, so there is nothing to inject.
+        (Dialect::Postgres, Some(lock)) if !lock.fenced => {
+            let begin = format!("BEGIN; SELECT pg_advisory_xact_lock({})", lock_key(&lock.name));
+            Ok(conn.batch_execute(&begin)?)
+        }
+        #[cfg(feature = "mysql")]
+        (Dialect::Mysql, _) => {
+            super::mysql::control(conn, "BEGIN")?;
+            if let Some(lock) = lock {
+                let sql = Sql::new(MYSQL_LOCK).value(lock_row(lock_key(&lock.name))).text(" FOR UPDATE");
+                if let Err(error) = load_one::<(i64,)>(conn, sql) {
+                    conn.batch_execute("ROLLBACK")?;
+                    return Err(error);
+                }
+            }
+            Ok(())
+        }
+        _ => Ok(conn.batch_execute("BEGIN")?),
+    }
+}
+
 /// A connection in a transaction that holds the lock.
 fn begin(pool: &Pool<Manager>, lock: Option<&Lock>) -> Result<Conn> {
-    // One round trip for both; the number is a hash, so there is nothing to inject.
-    let sql = match lock {
-        Some(lock) if !lock.fenced => {
-            format!("BEGIN; SELECT pg_advisory_xact_lock({})", lock_key(&lock.name))
-        }
-        _ => "BEGIN".to_owned(),
-    };
     GENERATION.set(None);
+    DOOMED.set(false);
     let mut tries = tries(pool);
     let mut conn = loop {
         let mut conn = checkout(pool)?;
-        match conn.batch_execute(&sql).map_err(Error::from) {
+        match open(&mut conn, lock) {
             Ok(()) => break conn,
             Err(error) if error.is_connection_lost() && tries.next().is_some() && discard(conn, pool) => {}
             Err(error) => return Err(error),
@@ -277,9 +312,14 @@ fn begin(pool: &Pool<Manager>, lock: Option<&Lock>) -> Result<Conn> {
     if let Some(lock) = lock.filter(|lock| lock.fenced) {
         // Shared, so that a cached row which this transaction relies on (a
         // template) cannot change or go before it ends.
-        let sql = Sql::new("SELECT \"generation\" FROM \"cache_generation\", pg_advisory_xact_lock(")
-            .value(lock_key(&lock.name))
-            .text(") FOR SHARE OF \"cache_generation\"");
+        let sql = match conn.dialect() {
+            Dialect::Mysql => Sql::new(READ_GENERATION).text(" LOCK IN SHARE MODE"),
+            Dialect::Postgres | Dialect::Sqlite => {
+                Sql::new("SELECT \"generation\" FROM \"cache_generation\", pg_advisory_xact_lock(")
+                    .value(lock_key(&lock.name))
+                    .text(") FOR SHARE OF \"cache_generation\"")
+            }
+        };
         match load_one::<(i64,)>(&mut conn, sql) {
             Ok(row) => GENERATION.set(row.map(|(it,)| it)),
             Err(error) => {
@@ -321,4 +361,16 @@ pub(crate) fn lock_key(name: &str) -> i64 {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
     hash.cast_signed()
+}
+
+/// MySQL has no lock that ends with its transaction but that on a row: named
+/// locks are rows, as many as [`LOCK_ROWS`].
+pub(crate) const MYSQL_LOCK: &str = "SELECT \"id\" FROM \"podyard_locks\" WHERE \"id\" = ";
+
+/// How many rows named locks share on MySQL.
+pub(super) const LOCK_ROWS: i64 = 1024;
+
+/// The row of a named lock's number.
+pub(crate) fn lock_row(key: i64) -> i64 {
+    key.rem_euclid(LOCK_ROWS)
 }

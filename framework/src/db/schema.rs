@@ -5,8 +5,12 @@ use super::{AnyConnection, ColumnType, Dialect, Sql, load, load_one};
 use crate::Result;
 use crate::model::Meta;
 
+/// The longest text in an indexed column of MySQL: `portable::TEXT_KEY`.
+const MYSQL_TEXT_KEY: usize = 255;
+
 fn expected(column: ColumnType, dialect: Dialect) -> &'static str {
     match (column, dialect) {
+        (ColumnType::Float, Dialect::Mysql) => "double",
         (ColumnType::Text | ColumnType::Json, _) => "text",
         (ColumnType::Int | ColumnType::Time, _) => "bigint",
         (ColumnType::Float, _) => "double precision",
@@ -27,6 +31,16 @@ fn columns(conn: &mut AnyConnection, table: &'static str) -> Result<Vec<(String,
              WHERE table_schema = current_schema() AND table_name = ",
         )
         .value(table),
+        // `VARCHAR` is what a text has to be where it is indexed, and
+        // `tinyint(1)` is what BOOLEAN means. Generated columns are nobody's.
+        Dialect::Mysql => Sql::new(
+            "SELECT CAST(column_name AS CHAR), CASE WHEN data_type IN ('longtext', 'varchar') THEN 'text' \
+             WHEN column_type = 'tinyint(1)' THEN 'boolean' ELSE CAST(data_type AS CHAR) END, is_nullable = 'NO' \
+             FROM information_schema.columns WHERE table_schema = DATABASE() AND extra NOT LIKE '%GENERATED%' \
+             AND table_name = ",
+        )
+        .value(table)
+        .text(" ORDER BY ordinal_position"),
     };
     load(conn, sql)
 }
@@ -51,6 +65,17 @@ fn indexes(conn: &mut AnyConnection, table: &'static str) -> Result<Vec<(String,
              WHERE c.relname = ",
         )
         .value(table),
+        // Without the flag that an index is partial by on the other databases,
+        // and by the columns that generated ones stand for.
+        Dialect::Mysql => Sql::new(
+            "SELECT CAST(MIN(CASE WHEN i.n = 1 THEN i.name END) AS CHAR), CAST(REPLACE(MIN(CASE WHEN i.n = i.most \
+             THEN i.name END), '__unique', '') AS CHAR), MIN(i.non_unique) = 0 FROM (SELECT s.index_name, \
+             s.column_name AS name, s.non_unique, ROW_NUMBER() OVER w AS n, COUNT(*) OVER (PARTITION BY \
+             s.index_name) AS most FROM information_schema.statistics s WHERE s.table_schema = DATABASE() AND NOT \
+             (s.column_name = 'deleted' AND s.seq_in_index = 1) AND s.table_name = ",
+        )
+        .value(table)
+        .text(" WINDOW w AS (PARTITION BY s.index_name ORDER BY s.seq_in_index)) i GROUP BY i.index_name"),
     };
     load(conn, sql)
 }
@@ -105,6 +130,16 @@ pub fn differences(conn: &mut AnyConnection, meta: &'static Meta) -> Result<Vec<
     for field in meta.stored().filter(|f| f.index) {
         if !indexes.iter().any(|(first, ..)| first == field.name) {
             found.push(format!("{table}.{}: no index begins with it", field.name));
+        }
+    }
+    if dialect == Dialect::Mysql {
+        for field in meta.stored().filter(|f| f.max > MYSQL_TEXT_KEY) {
+            if indexes.iter().any(|(first, last, _)| first == field.name || last == field.name) {
+                found.push(format!(
+                    "{table}.{}: is indexed, and so holds {MYSQL_TEXT_KEY} characters, not {}",
+                    field.name, field.max
+                ));
+            }
         }
     }
     for field in meta.stored().filter(|f| f.unique) {

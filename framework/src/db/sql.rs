@@ -8,7 +8,7 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::result::QueryResult;
 use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text, Untyped};
 
-use super::{AnyConnection, MultiBackend, RowReader, Value};
+use super::{AnyConnection, DOOMED, MultiBackend, RowReader, Value};
 use crate::Result;
 
 /// A statement under construction: one text, and where in it the values stand.
@@ -179,10 +179,28 @@ pub fn each(
     sql: Sql<'_>,
     mut read: impl FnMut(&mut RowReader<'_, '_, '_>) -> Result<()>,
 ) -> Result<()> {
-    for row in LoadConnection::load(conn, sql)? {
-        read(&mut RowReader::new(&row?))?;
+    expect_living()?;
+    for row in LoadConnection::load(conn, sql).inspect_err(doomed)? {
+        read(&mut RowReader::new(&row.inspect_err(doomed)?))?;
     }
     Ok(())
+}
+
+/// MySQL ends a transaction that was chosen to break a deadlock, and would
+/// commit what comes after, statement by statement: if somebody goes on in
+/// spite of the error, we refuse, as PostgreSQL does by itself.
+fn expect_living() -> Result<()> {
+    if DOOMED.get() {
+        return Err(crate::Error::unavailable("two requests got in each other's way; try again", 1));
+    }
+    Ok(())
+}
+
+fn doomed(error: &diesel::result::Error) {
+    use diesel::result::{DatabaseErrorKind, Error};
+    if matches!(error, Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _)) {
+        DOOMED.set(true);
+    }
 }
 
 /// Runs a statement that answers at most one row.
@@ -198,5 +216,6 @@ pub fn load_one<T: FromRow>(conn: &mut AnyConnection, sql: Sql<'_>) -> Result<Op
 /// # Errors
 /// What the database says.
 pub fn execute(conn: &mut AnyConnection, sql: &Sql<'_>) -> Result<usize> {
-    Ok(conn.execute_returning_count(sql)?)
+    expect_living()?;
+    Ok(conn.execute_returning_count(sql).inspect_err(doomed)?)
 }

@@ -132,7 +132,7 @@ impl Cond {
             Self::IdOrName(id) => {
                 sql.push("(\"id\" = ").bind(id.clone()).push(" OR \"name\" = ").bind(id).push(")");
             }
-            Self::After(order, values) => order::after(sql, &order, &values),
+            Self::After(order, values) => order::after(sql, &order, &values, dialect),
             Self::Any(all) => {
                 let mut open = "(";
                 for cond in all {

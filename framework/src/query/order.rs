@@ -30,6 +30,11 @@ impl Order {
 pub(super) fn write(sql: &mut Sql<'_>, order: &[Order], dialect: Dialect) {
     let mut word = " ORDER BY ";
     for order in order {
+        if order.nullable && dialect == Dialect::Mysql {
+            sql.push(word).push("(\"").push(order.column).push("\" IS NULL)");
+            sql.push(if order.desc { " DESC" } else { "" });
+            word = ", ";
+        }
         sql.push(word).push("\"").push(order.column).push(if order.desc { "\" DESC" } else { "\"" });
         if order.nullable {
             match dialect {
@@ -37,6 +42,8 @@ pub(super) fn write(sql: &mut Sql<'_>, order: &[Order], dialect: Dialect) {
                 Dialect::Sqlite | Dialect::Postgres => {
                     sql.push(if order.desc { " NULLS FIRST" } else { " NULLS LAST" });
                 }
+                // It has no such words: told above.
+                Dialect::Mysql => {}
             }
         }
         word = ", ";
@@ -45,9 +52,9 @@ pub(super) fn write(sql: &mut Sql<'_>, order: &[Order], dialect: Dialect) {
 
 /// `(a, b) > (x, y)`, written so that an index on `(a, b)` serves it where
 /// all directions are the same and no column is nullable, and one on `(a)`
-/// where they are not.
-pub(super) fn after<'v>(sql: &mut Sql<'v>, order: &[Order], values: &[Value<'v>]) {
-    let same = order.iter().all(|o| !o.nullable && o.desc == order[0].desc);
+/// where they are not. MySQL looks into no index for two columns at once.
+pub(super) fn after<'v>(sql: &mut Sql<'v>, order: &[Order], values: &[Value<'v>], dialect: Dialect) {
+    let same = dialect != Dialect::Mysql && order.iter().all(|o| !o.nullable && o.desc == order[0].desc);
     if same {
         for (i, o) in order.iter().enumerate() {
             sql.push(if i == 0 { "(\"" } else { ", \"" }).push(o.column).push("\"");

@@ -107,10 +107,10 @@ impl Query {
         if self.offset > 0 {
             sql.push(" OFFSET ").bind(self.offset);
         }
-        if self.for_update && dialect == Dialect::Postgres {
-            sql.push(" FOR UPDATE");
-        } else if self.key_share && dialect == Dialect::Postgres {
-            sql.push(" FOR KEY SHARE");
+        if self.for_update {
+            sql.push(dialect.for_update());
+        } else if self.key_share {
+            sql.push(dialect.for_key_share());
         }
     }
 

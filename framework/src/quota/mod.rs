@@ -16,7 +16,7 @@ pub(crate) use resource::forget_all;
 pub use resource::{Quota, Usage};
 
 use crate::ctx::Tx;
-use crate::db::{self, Dialect, Sql, Value};
+use crate::db::{self, Sql, Value};
 use crate::model::Record;
 use crate::{Error, Result};
 
@@ -242,9 +242,10 @@ fn take(tx: &mut Tx<'_>, lines: &[Line], generation: i64) -> Result<bool> {
     }
     // All or none: a part must not be taken where the rest is refused.
     sql.push(" AND ").bind(i64::try_from(lines.len()).unwrap_or(i64::MAX));
-    sql.push(" = (SELECT COUNT(*) FROM \"usages\"");
+    // A subquery in it: MySQL does not read otherwise what it is changing.
+    sql.push(" = (SELECT \"n\" FROM (SELECT COUNT(*) AS \"n\" FROM \"usages\"");
     with_room(&mut sql, lines, generation);
-    sql.push(")");
+    sql.push(") AS \"counted\")");
     Ok(db::execute(tx.conn, &sql)? == lines.len())
 }
 
@@ -253,8 +254,9 @@ fn read(tx: &mut Tx<'_>, lines: &[Line]) -> Result<BTreeMap<String, (i64, i64, i
     let what = "SELECT \"id\", \"used\", \"pending\", \"generation\" FROM \"usages\" WHERE \"id\" IN ";
     let mut sql = Sql::new(what);
     sql.list(lines.iter().map(|line| Value::from(line.id.clone())));
-    if tx.conn.dialect() == Dialect::Postgres {
-        sql.push(" ORDER BY \"id\" FOR UPDATE");
+    let lock = tx.conn.dialect().for_update();
+    if !lock.is_empty() {
+        sql.push(" ORDER BY \"id\"").push(lock);
     }
     let rows: Vec<(String, i64, i64, i64)> = db::load(tx.conn, sql)?;
     Ok(rows.into_iter().map(|(id, used, pending, of)| (id, (used, pending, of))).collect())
@@ -266,17 +268,23 @@ fn count(tx: &mut Tx<'_>, line: &Line, generation: i64) -> Result<()> {
     if set(tx, &line.id, (used, pending), generation)? {
         return Ok(());
     }
-    let mut sql = Sql::new(
-        "INSERT INTO \"usages\" (\"id\", \"version\", \"created_at\", \"updated_at\", \"scope\", \
+    let dialect = tx.conn.dialect();
+    // Somebody else may begin at the same moment; this waits for them.
+    let mut sql = Sql::new(dialect.insert_new());
+    sql.push(
+        "\"usages\" (\"id\", \"version\", \"created_at\", \"updated_at\", \"scope\", \
          \"target_id\", \"resource\", \"used\", \"pending\", \"generation\") VALUES (",
     );
     sql.bind(line.id.clone()).push(", 1, ").bind(tx.now()).push(", ").bind(tx.now());
     sql.push(", ").bind(line.scope).push(", ").bind(line.target.clone()).push(", ").bind(line.resource);
-    sql.push(", ").bind(used).push(", ").bind(pending).push(", ").bind(generation).push(")");
-    if tx.conn.dialect() == Dialect::Postgres {
-        // Somebody else may begin at the same moment; this waits for them.
-        sql.push(" ON CONFLICT DO NOTHING");
-    }
+    sql.push(", ")
+        .bind(used)
+        .push(", ")
+        .bind(pending)
+        .push(", ")
+        .bind(generation)
+        .push(")")
+        .push(dialect.or_ignore());
     db::execute(tx.conn, &sql)?;
     Ok(())
 }

@@ -31,13 +31,15 @@ pub(super) fn be_brief(tx: &mut Tx<'_>) -> Result<()> {
     match tx.conn.dialect() {
         Dialect::Sqlite => Ok(()),
         Dialect::Postgres => run(tx, "SET LOCAL lock_timeout = '3s'"),
+        // Such a setting would outlast the transaction.
+        Dialect::Mysql => Ok(()),
     }
 }
 
 /// Keeps everybody else from the table to the transaction's end.
 pub(super) fn lock(tx: &mut Tx<'_>, table: &str) -> Result<()> {
     match tx.conn.dialect() {
-        Dialect::Sqlite => Ok(()),
+        Dialect::Sqlite | Dialect::Mysql => Ok(()),
         Dialect::Postgres => run(tx, &format!("LOCK TABLE \"{table}\" IN ACCESS EXCLUSIVE MODE")),
     }
 }
@@ -139,7 +141,15 @@ fn indexes(row: &ResourceType) -> Vec<Index> {
 }
 
 /// Makes the table of a new type.
+///
+/// # Errors
+/// On MySQL always: there a definition commits whatever came before it.
 pub(super) fn create(tx: &mut Tx<'_>, row: &ResourceType) -> Result<()> {
+    if tx.conn.dialect() == Dialect::Mysql {
+        let text = "resource types cannot be defined at run time on this server: its database, MySQL, \
+             makes no tables in transactions";
+        return Err(Error::bad_request(text).class("DatabaseCannotError"));
+    }
     let base = base_fields(Owner::parse(&row.owner));
     let mut columns: Vec<String> = base
         .iter()

@@ -59,15 +59,13 @@ fn clock(conn: &AnyConnection) -> &'static str {
     match conn.dialect() {
         Dialect::Sqlite => "CAST(unixepoch('subsec') * 1000000 AS INTEGER)",
         Dialect::Postgres => "(SELECT (extract(epoch from clock_timestamp()) * 1000000)::bigint)",
+        Dialect::Mysql => "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))",
     }
 }
 
 /// Locks rows that are read to be changed; on SQLite all is locked.
 fn for_update(conn: &AnyConnection) -> &'static str {
-    match conn.dialect() {
-        Dialect::Sqlite => "",
-        Dialect::Postgres => " FOR UPDATE",
-    }
+    conn.dialect().for_update()
 }
 
 fn micros(time: Duration) -> i64 {
@@ -137,7 +135,7 @@ pub(super) fn insert(conn: &mut AnyConnection, new: &NewTask<'_>) -> Result<()> 
             db::execute(conn, &sql)?;
         }
         // A trigger makes the ready row.
-        Dialect::Sqlite => {
+        Dialect::Sqlite | Dialect::Mysql => {
             db::execute(conn, &sql)?;
         }
     }
@@ -215,15 +213,20 @@ pub(super) fn claim(
 ) -> Result<Vec<Claimed>> {
     let (dialect, now) = (conn.dialect(), clock(conn));
     let mut due = Sql::default();
-    match dialect {
-        Dialect::Sqlite => due.push("SELECT \"task_id\" FROM \"task_ready\" WHERE \"run_at\" <= "),
-        // The task is locked with its ready row, and whatever is locked is
-        // left: a claim never waits, so it is in nobody's circle.
-        Dialect::Postgres => due.push(
+    // The task is locked with its ready row, and whatever is locked is left: a
+    // claim never waits, so it is in nobody's circle.
+    due.push(match dialect {
+        Dialect::Sqlite => "SELECT \"task_id\" FROM \"task_ready\" WHERE \"run_at\" <= ",
+        Dialect::Postgres => {
             "SELECT r.\"task_id\" FROM \"task_ready\" r JOIN \"tasks\" t ON t.\"id\" = r.\"task_id\" \
-             WHERE r.\"run_at\" <= ",
-        ),
-    };
+             WHERE r.\"run_at\" <= "
+        }
+        // In the index's order: MySQL locks what it reads, and sorts after.
+        Dialect::Mysql => {
+            "SELECT r.\"task_id\" FROM \"task_ready\" r FORCE INDEX (\"task_ready_due\") STRAIGHT_JOIN \
+             \"tasks\" t ON t.\"id\" = r.\"task_id\" WHERE r.\"run_at\" <= "
+        }
+    });
     due.push(now).push(if dialect == Dialect::Sqlite { " AND " } else { " AND r." });
     known(&mut due, names);
     due.push(if dialect == Dialect::Sqlite {
@@ -232,6 +235,21 @@ pub(super) fn claim(
         " ORDER BY r.\"run_at\", r.\"task_id\" LIMIT "
     });
     due.bind(limit);
+    let mut ids: Vec<(String,)> = Vec::new();
+    if dialect == Dialect::Mysql {
+        due.push(dialect.skip_locked());
+        ids = db::load(conn, due)?;
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        due = Sql::default();
+    }
+    let listed = |sql: &mut Sql<'_>| {
+        for (i, (id,)) in ids.iter().enumerate() {
+            sql.push(if i == 0 { "" } else { ", " }).bind(id.clone());
+        }
+    };
+    listed(&mut due);
     let mut sql = Sql::default();
     if dialect == Dialect::Postgres {
         sql.push("WITH due AS (").append(due);
@@ -242,7 +260,7 @@ pub(super) fn claim(
         due = Sql::new("SELECT \"task_id\" FROM due");
     }
     sql.push("UPDATE \"tasks\" SET \"worker_id\" = ").bind(worker);
-    sql.push(", \"status\" = 'running', \"epoch\" = \"epoch\" + 1, \"version\" = \"version\" + 1, \"updated_at\" = ");
+    sql.push(", \"epoch\" = \"epoch\" + 1, \"version\" = \"version\" + 1, \"updated_at\" = ");
     sql.push(now).push(", \"started_at\" = ").push(now);
     sql.push(", \"stage\" = CASE WHEN \"status\" = 'waiting' THEN \"stage\" || ").bind(TWIN);
     sql.push(
@@ -252,8 +270,22 @@ pub(super) fn claim(
     sql.push(", \"reason_kind\" = CASE WHEN \"status\" = 'waiting' THEN ").bind(ReasonKind::Timeout.as_str());
     sql.push(" ELSE \"reason_kind\" END, \"reason\" = CASE WHEN \"status\" = 'waiting' THEN ");
     sql.bind("no callback came in time").push(" ELSE \"reason\" END");
-    sql.push(" WHERE \"status\" IN ('queued', 'waiting') AND \"id\" IN (").append(due).push(") RETURNING ");
-    sql.push(CLAIMED);
+    // Last: to MySQL, a column has its new value in what stands after it.
+    sql.push(", \"status\" = 'running'");
+    sql.push(" WHERE \"status\" IN ('queued', 'waiting') AND \"id\" IN (").append(due).push(")");
+    if dialect == Dialect::Mysql {
+        db::execute(conn, &sql)?;
+        let mut gone = Sql::new("DELETE FROM \"task_ready\" WHERE \"task_id\" IN (");
+        listed(&mut gone);
+        gone.push(")");
+        db::execute(conn, &gone)?;
+        let mut sql = Sql::new("SELECT ").text(CLAIMED).text(" FROM \"tasks\" WHERE \"status\" = 'running'");
+        sql.push(" AND \"worker_id\" = ").bind(worker).push(" AND \"id\" IN (");
+        listed(&mut sql);
+        sql.push(")");
+        return db::load(conn, sql);
+    }
+    sql.push(" RETURNING ").push(CLAIMED);
     let claimed: Vec<Claimed> = db::load(conn, sql)?;
     if dialect == Dialect::Sqlite {
         for task in &claimed {
@@ -382,7 +414,6 @@ pub(super) fn advance(
     if !to.regardless {
         sql.push(" AND \"cancel_requested\" = FALSE");
     }
-    sql.push(" RETURNING ");
     let mut log = Sql::new(
         "INSERT INTO \"task_history\" (\"task_id\", \"epoch\", \"stage\", \"attempt\", \"worker_id\", \
          \"started_at\", \"outcome\", \"reason\", \"ended_at\") ",
@@ -397,7 +428,8 @@ pub(super) fn advance(
     const READY: &str = "INSERT INTO \"task_ready\" (\"task_id\", \"task_name\", \"priority\", \"run_at\") \
          SELECT \"id\", \"task_name\", \"priority\", \"run_at\" FROM ";
     if dialect == Dialect::Postgres {
-        sql.push("\"id\", \"task_name\", \"priority\", \"run_at\", \"updated_at\"), log AS (").append(log);
+        sql.push(" RETURNING \"id\", \"task_name\", \"priority\", \"run_at\", \"updated_at\"), log AS (");
+        sql.append(log);
         sql.push(", \"updated_at\" FROM moved)");
         if ready {
             sql.push(", ready AS (").push(READY).push("moved)");
@@ -405,8 +437,16 @@ pub(super) fn advance(
         sql.push(" SELECT \"updated_at\" FROM moved");
         return Ok(db::load_one::<(i64,)>(conn, sql)?.map(|(at,)| at));
     }
-    sql.push("\"updated_at\"");
-    let Some((at,)) = db::load_one::<(i64,)>(conn, sql)? else { return Ok(None) };
+    let at = if dialect == Dialect::Sqlite {
+        sql.push(" RETURNING \"updated_at\"");
+        db::load_one::<(i64,)>(conn, sql)?
+    } else if db::execute(conn, &sql)? == 0 {
+        None
+    } else {
+        let sql = Sql::new("SELECT \"updated_at\" FROM \"tasks\" WHERE \"id\" = ").value(&task.id);
+        db::load_one::<(i64,)>(conn, sql)?
+    };
+    let Some((at,)) = at else { return Ok(None) };
     log.push(", ").bind(at).push(")");
     db::execute(conn, &log)?;
     if ready {
@@ -465,11 +505,11 @@ pub(super) fn callback_data(conn: &mut AnyConnection, token: &str) -> Result<Opt
 
 /// Keeps a callback; `false`: there is one with that token.
 pub(super) fn keep_callback(conn: &mut AnyConnection, token: &str, id: &str, data: &str) -> Result<bool> {
-    let mut sql = Sql::new(
-        "INSERT INTO \"task_callbacks\" (\"token\", \"task_id\", \"data\", \"received_at\") VALUES (",
-    );
+    let dialect = conn.dialect();
+    let mut sql = Sql::new(dialect.insert_new());
+    sql.push("\"task_callbacks\" (\"token\", \"task_id\", \"data\", \"received_at\") VALUES (");
     sql.bind(token).push(", ").bind(id).push(", ").bind(data).push(", ").push(clock(conn));
-    sql.push(") ON CONFLICT (\"token\") DO NOTHING");
+    sql.push(")").push(dialect.or_ignore());
     Ok(db::execute(conn, &sql)? == 1)
 }
 
@@ -592,7 +632,7 @@ pub(super) fn lease(conn: &mut AnyConnection, worker: &str, of: &Process, time: 
     );
     sql.bind(worker).push(", ").bind(&of.host).push(", ").bind(of.pid).push(", ").bind(of.started);
     sql.push(", ").push(now).push(", ").push(now).push(" + ").bind(micros(time));
-    sql.push(") ON CONFLICT (\"id\") DO UPDATE SET \"until\" = excluded.\"until\"");
+    sql.push(")").push(conn.dialect().or_update("\"id\"", &["until"]));
     db::execute(conn, &sql)?;
     Ok(())
 }
@@ -624,9 +664,7 @@ pub(super) fn expire(conn: &mut AnyConnection, worker: &str) -> Result<()> {
 pub(super) fn dead(conn: &mut AnyConnection) -> Result<Vec<String>> {
     let mut sql = Sql::new("SELECT \"id\" FROM \"workers\" WHERE \"until\" < ");
     sql.push(clock(conn));
-    if conn.dialect() == Dialect::Postgres {
-        sql.push(" FOR UPDATE SKIP LOCKED");
-    }
+    sql.push(conn.dialect().skip_locked());
     Ok(db::load::<(String,)>(conn, sql)?.into_iter().map(|(id,)| id).collect())
 }
 
@@ -732,9 +770,7 @@ pub(super) fn take_one(conn: &mut AnyConnection, id: &str, epoch: i64) -> Result
 pub(super) fn forget(conn: &mut AnyConnection, age: Duration, limit: i64) -> Result<usize> {
     let mut sql = Sql::new("SELECT \"id\" FROM \"tasks\" WHERE \"ended_at\" < ");
     sql.push(clock(conn)).push(" - ").bind(micros(age)).push(" ORDER BY \"ended_at\" LIMIT ").bind(limit);
-    if conn.dialect() == Dialect::Postgres {
-        sql.push(" FOR UPDATE SKIP LOCKED");
-    }
+    sql.push(conn.dialect().skip_locked());
     let ids: Vec<(String,)> = db::load(conn, sql)?;
     for (id,) in &ids {
         for (table, column) in [("task_history", "task_id"), ("task_callbacks", "task_id"), ("tasks", "id")] {

@@ -97,11 +97,13 @@ impl Identity {
                 return Ok(key);
             }
             let bytes: [u8; 32] = rand::random();
-            let sql =
-                Sql::new("INSERT INTO \"identity_secrets\" (\"name\", \"value\") VALUES ('token-key', ")
-                    .value(B64.encode(bytes))
-                    // Another process may start for the first time, too: the first key stands.
-                    .text(") ON CONFLICT DO NOTHING");
+            // Another process may start for the first time, too: the first key stands.
+            let dialect = conn.dialect();
+            let sql = Sql::new(dialect.insert_new())
+                .text("\"identity_secrets\" (\"name\", \"value\") VALUES ('token-key', ")
+                .value(B64.encode(bytes))
+                .text(")")
+                .text(dialect.or_ignore());
             db::execute(conn, &sql)?;
             db::load_one::<(String,)>(conn, read())?
                 .map(|(key,)| key)

@@ -61,7 +61,7 @@ pub(crate) struct DataArgs {
     /// Folder for the embedded database and the spaces' files.
     #[arg(long, env = "PODYARD_DATA_DIR", default_value = "./podyard-data", value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
-    /// sqlite://PATH or postgres://USER:PASSWORD@HOST/DATABASE; without this, SQLite in the data folder.
+    /// `sqlite://PATH`, `postgres://USER:PASSWORD@HOST/DATABASE` or mysql:// alike; without this, SQLite in the data folder.
     #[arg(long, env = "PODYARD_DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub(crate) database_url: Option<DatabaseUrl>,
 }

@@ -12,22 +12,39 @@ use super::{HELPER, random};
 pub(crate) enum Kind {
     Sqlite,
     Postgres,
+    #[cfg(feature = "mysql")]
+    Mysql,
 }
 
 impl Kind {
     /// Whether `PODYARD_TEST_DATABASES` leaves it in.
     pub(crate) fn is_wanted(self) -> bool {
-        let name = if self == Self::Sqlite { "sqlite" } else { "postgres" };
+        let name = match self {
+            Self::Sqlite => "sqlite",
+            Self::Postgres => "postgres",
+            #[cfg(feature = "mysql")]
+            Self::Mysql => "mysql",
+        };
         std::env::var("PODYARD_TEST_DATABASES").map_or(true, |it| it.split(',').any(|it| it.trim() == name))
     }
 }
 
-/// An empty database. A PostgreSQL one is dropped at the end, an SQLite one
+/// An empty database. One on a server is dropped at the end, an SQLite one
 /// goes with the folder of its [`House`](super::House).
 pub(crate) struct Database {
     /// For `--database-url`; none: SQLite in the data folder.
     pub(crate) url: Option<String>,
-    drop: Option<(String, String)>,
+    /// What drops it: the kind, the server and the name.
+    drop: Option<(Kind, String, String)>,
+}
+
+/// Runs SQL on a server.
+fn execute(kind: Kind, server: &str, sql: &str) -> Result<(), String> {
+    match kind {
+        #[cfg(feature = "mysql")]
+        Kind::Mysql => podyard_tests::mysql::execute(server, sql),
+        Kind::Postgres | Kind::Sqlite => postgres::execute(server, sql),
+    }
 }
 
 fn server() -> &'static Shared {
@@ -43,17 +60,26 @@ fn server() -> &'static Shared {
 
 impl Database {
     pub(crate) fn new(kind: Kind) -> Self {
-        if kind == Kind::Sqlite {
-            return Self { url: None, drop: None };
-        }
-        let server = &server().url;
+        let server = &match kind {
+            Kind::Sqlite => return Self { url: None, drop: None },
+            Kind::Postgres => server().url.clone(),
+            #[cfg(feature = "mysql")]
+            Kind::Mysql => podyard_tests::mysql::url().unwrap(),
+        };
         let name = format!("t_{:016x}", random(u64::MAX));
-        postgres::execute(server, &format!("CREATE DATABASE {name}")).unwrap();
+        execute(kind, server, &format!("CREATE DATABASE {name}")).unwrap();
         let (rest, options) = server.split_once('?').map_or((server.as_str(), ""), |(rest, it)| (rest, it));
         let scheme = rest.find("://").unwrap() + 3;
         let base = rest[scheme..].find('/').map_or(rest, |slash| &rest[..scheme + slash]);
         let question = if options.is_empty() { "" } else { "?" };
-        Self { url: Some(format!("{base}/{name}{question}{options}")), drop: Some((server.clone(), name)) }
+        let url = format!("{base}/{name}{question}{options}");
+        Self { url: Some(url), drop: Some((kind, server.clone(), name)) }
+    }
+
+    /// Runs SQL on it; only where it is a server's.
+    pub(crate) fn execute(&self, sql: &str) {
+        let (Some((kind, ..)), Some(url)) = (&self.drop, &self.url) else { panic!("it is no server's") };
+        execute(*kind, url, sql).unwrap();
     }
 
     /// A database that somebody else looks after.
@@ -64,9 +90,10 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        if let Some((server, name)) = &self.drop {
-            // What fails here is left to the end of the cluster.
-            let _ = postgres::execute(server, &format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
+        if let Some((kind, server, name)) = &self.drop {
+            let force = if *kind == Kind::Postgres { " WITH (FORCE)" } else { "" };
+            // What fails here is left to the end of the server.
+            let _ = execute(*kind, server, &format!("DROP DATABASE IF EXISTS {name}{force}"));
         }
     }
 }

@@ -16,8 +16,24 @@ pub(crate) use server::{ADMIN_PASSWORD, House, Server, podyard};
 /// The tests' own program for spaces.
 pub(crate) const HELPER: &str = env!("CARGO_BIN_EXE_podyard-tests-helper");
 
-/// Makes of each function a test on each database.
+/// Makes of each function a test on each database; after `without mysql:` on
+/// SQLite and PostgreSQL only.
 macro_rules! on_each_database {
+    (without mysql: $($name:ident),+ $(,)?) => {$(
+        mod $name {
+            #[test]
+            fn sqlite() {
+                super::$name(crate::harness::Kind::Sqlite);
+            }
+
+            #[test]
+            fn postgres() {
+                if crate::harness::Kind::Postgres.is_wanted() {
+                    super::$name(crate::harness::Kind::Postgres);
+                }
+            }
+        }
+    )+};
     ($($name:ident),+ $(,)?) => {$(
         mod $name {
             #[test]
@@ -29,6 +45,14 @@ macro_rules! on_each_database {
             fn postgres() {
                 if crate::harness::Kind::Postgres.is_wanted() {
                     super::$name(crate::harness::Kind::Postgres);
+                }
+            }
+
+            #[cfg(feature = "mysql")]
+            #[test]
+            fn mysql() {
+                if crate::harness::Kind::Mysql.is_wanted() {
+                    super::$name(crate::harness::Kind::Mysql);
                 }
             }
         }

@@ -37,6 +37,7 @@ const PORTS: std::ops::Range<u16> = 10240..32768;
 /// command `podyard shim <run dir>`; call it before anything else is set up.
 #[must_use]
 pub fn shim_main(run_dir: &Path) -> ExitCode {
+    close_inherited();
     let run = Run::new(run_dir.to_owned());
     match supervise(&run) {
         Ok(()) => ExitCode::SUCCESS,
@@ -46,6 +47,24 @@ pub fn shim_main(run_dir: &Path) -> ExitCode {
                 log.write(format!("podyard: {error}\n").as_bytes());
             }
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Closes what Podyard had open without meaning to hand it over: a library in
+/// C (MySQL's client) opens its connections so that children inherit them.
+/// They would be the program's too, and last for as long as it runs.
+fn close_inherited() {
+    let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
+    let numbers: Vec<i32> =
+        open.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // The folder itself, which was among them, is closed by now.
+    let is_open = |fd: &i32| std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok();
+    for fd in numbers.into_iter().filter(|fd| *fd > 2 && is_open(fd)) {
+        #[expect(unsafe_code, reason = "whatever is open here, nothing in this process has opened it")]
+        // SAFETY: this is the first that the process does, so nothing owns the descriptor.
+        unsafe {
+            rustix::io::close(fd);
         }
     }
 }
