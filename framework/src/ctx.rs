@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 
 use crate::auth::{Access, Authenticator, UserCred};
 use crate::cache::{Caches, Written};
+use crate::context::{self, Nested};
 use crate::db::{self, AnyConnection, Cost, Db, Dialect, Done, Lock, Sql, Value};
 use crate::model::{Meta, Record, Reference, Stamp};
 use crate::oplog;
@@ -100,12 +101,14 @@ pub struct Ctx {
     request_id: Arc<str>,
     force: bool,
     admitted: bool,
+    /// What the path fixed of the rows that it leads to.
+    pub(crate) nested: Option<Arc<Nested>>,
 }
 
 impl Ctx {
     /// For a request of somebody.
     pub fn new(core: Arc<Core>, cred: Arc<UserCred>, request_id: impl Into<Arc<str>>) -> Self {
-        Self { core, cred, request_id: request_id.into(), force: false, admitted: false }
+        Self { core, cred, request_id: request_id.into(), force: false, admitted: false, nested: None }
     }
 
     /// The same request, which asked for force or did not.
@@ -129,6 +132,12 @@ impl Ctx {
     /// Whether all webhooks that must be asked have admitted the request.
     pub(crate) fn is_admitted(&self) -> bool {
         self.admitted
+    }
+
+    /// The same request, for what stands below another resource.
+    #[must_use]
+    pub(crate) fn within(self, nested: Nested) -> Self {
+        Self { nested: Some(Arc::new(nested)), ..self }
     }
 
     /// For the platform itself.
@@ -206,12 +215,14 @@ pub struct Tx<'a> {
     pub(crate) started_task: Option<String>,
     /// The row that is being changed, as it was, where quotas want to know.
     pub(crate) remembered: Option<Box<dyn Any + Send>>,
+    /// What [`Ctx::nested`] fixes, once it is looked up.
+    pub(crate) fixed: Option<context::Fixed>,
 }
 
 impl<'a> Tx<'a> {
     /// Opens the inside of a request on a connection that is in a transaction.
     pub fn new(conn: &'a mut AnyConnection, ctx: &'a Ctx) -> Self {
-        Self { conn, ctx, now: now(), written: None, started_task: None, remembered: None }
+        Self { conn, ctx, now: now(), written: None, started_task: None, remembered: None, fixed: None }
     }
 
     /// The moment of the request: one for all that it writes.
@@ -311,8 +322,22 @@ impl<'a> Tx<'a> {
         action: &str,
         before: &[Value<'static>],
     ) -> Result<()> {
+        self.save_noted(row, action, before, None)
+    }
+
+    /// [`Tx::save_and_log`], with what else changed that is no column.
+    pub(crate) fn save_noted<T: Record>(
+        &mut self,
+        row: &mut T,
+        action: &str,
+        before: &[Value<'static>],
+        more: Option<(&str, serde_json::Value)>,
+    ) -> Result<()> {
         self.save_with(row, |tx, row, version| {
-            let notes = oplog::notes(row, Some(before));
+            let mut notes = oplog::notes(row, Some(before));
+            if let Some((name, value)) = more {
+                notes = oplog::noted(notes, name, value);
+            }
             let changes = tx.told(T::meta(), action).then(|| notes.clone());
             let stored =
                 tx.with_record(change(row, version, Some(before)), T::meta(), row.base(), action, notes)?;
@@ -355,6 +380,9 @@ impl<'a> Tx<'a> {
     /// 409 when somebody else changed it meanwhile.
     pub fn remove<T: Record>(&mut self, row: &mut T) -> Result<()> {
         let now = self.now;
+        if row.base().owned().is_some() {
+            self.expect_unused(T::meta(), &row.base().anon().id)?;
+        }
         if let Some(owned) = row.base_mut().owned_mut() {
             owned.deleted = true;
             owned.deleted_at = Some(now);
@@ -389,7 +417,7 @@ impl<'a> Tx<'a> {
     }
 
     /// Refuses when a living row of any type refers to the row.
-    fn expect_unused(&mut self, meta: &'static Meta, id: &str) -> Result<()> {
+    pub(crate) fn expect_unused(&mut self, meta: &'static Meta, id: &str) -> Result<()> {
         let referenced_by = self.ctx.core().registry.referenced_by(meta);
         if referenced_by.is_empty() {
             return Ok(());

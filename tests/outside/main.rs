@@ -11,6 +11,7 @@ mod harness;
 
 mod auth;
 mod bad_input;
+mod bases;
 mod caches;
 mod crash;
 mod exports;

@@ -7,12 +7,13 @@ use actix_web::http::StatusCode;
 use actix_web::web;
 
 use super::export::{self, Export};
+use super::nested;
 use super::route::Target;
 use crate::auth::UserCred;
 use crate::ctx::Ctx;
 use crate::db::{Cost, Done, Lock};
 use crate::dispatch::{IfMatch, Reply, ResourceHandler, Shown, enveloped};
-use crate::model::{Action, ActionInput, ActionKind, ActionOutput, Meta, Run, Scope};
+use crate::model::{Action, ActionInput, ActionKind, ActionOutput, Meta, Owner, Run};
 use crate::registry::Type;
 use crate::webhook::{Admitted, admit};
 use crate::{Error, Result, policy, query};
@@ -31,37 +32,39 @@ pub(super) struct Answer {
 /// The name of the class lock: one for each owner, so that nobody waits for a
 /// stranger.
 fn class_lock(meta: &Meta, cred: &UserCred) -> Lock {
-    let owner = match meta.source.scope {
-        Scope::All => "",
-        Scope::Domain => &cred.domain_id,
-        Scope::Project => &cred.project_id,
-        Scope::User => &cred.user_id,
-    };
-    Lock { name: format!("{}/{owner}", meta.plural()), fenced: meta.fenced() }
+    let (domain_id, project_id, user_id) = (&cred.domain_id, &cred.project_id, &cred.user_id);
+    let name = crate::owner::lock_of(meta, Owner { domain_id, project_id, user_id });
+    Lock { name, fenced: meta.fenced() }
 }
 
 /// Parameters that only a list has are refused elsewhere, like all unknown ones.
 fn shown(meta: &Meta, params: &query::Params<'_>, cred: &UserCred) -> Result<Shown> {
-    if let Some((key, _)) = params.iter().find(|(key, _)| key != "field" && key != "exclude") {
+    let tags = query::shows_tags(meta, params)?;
+    let known = |key: &str| key == "field" || key == "exclude" || (key == "tags" && meta.shows_tags());
+    if let Some((key, _)) = params.iter().find(|(key, _)| !known(key)) {
         return Err(Error::field(key.clone().into_owned(), "is not a known parameter"));
     }
     if params.is_empty() {
         return Ok(Shown::default());
     }
     let (mask, extra) = query::selection(meta, params, meta.get_mask(cred.level))?;
-    Ok(Shown { mask: Some(mask), extra })
+    let extra = if tags { query::with_tags(extra) } else { extra };
+    Ok(Shown { mask: Some(mask), extra, tags })
 }
 
-/// Whether a delete is to be forced, where that means something.
-fn force(handler: &dyn ResourceHandler, params: &query::Params<'_>) -> Result<bool> {
-    let mut force = false;
+/// Whether a delete is to be forced, and whether it is for good, where that
+/// means something.
+fn how_to_delete(handler: &dyn ResourceHandler, params: &query::Params<'_>) -> Result<(bool, bool)> {
+    let (mut force, mut purge) = (false, false);
     for (key, value) in params {
-        if key != "force" || !handler.takes_force() {
-            return Err(Error::field(key.clone().into_owned(), "is not a known parameter"));
-        }
-        force = value.parse().map_err(|_| Error::field("force", "must be true or false"))?;
+        let to = match key.as_ref() {
+            "force" if handler.takes_force() => &mut force,
+            "purge" if handler.meta().trash() => &mut purge,
+            key => return Err(Error::field(key, "is not a known parameter")),
+        };
+        *to = value.parse().map_err(|_| Error::field(key.as_ref(), "must be true or false"))?;
     }
-    Ok(force)
+    Ok((force, purge))
 }
 
 fn no_params(params: &query::Params<'_>) -> Result<()> {
@@ -93,6 +96,10 @@ pub(super) async fn run(
         export: None,
     };
     match target {
+        Target::Nested(target, within) => {
+            nested::allowed(ctx.core(), of, &within, &cred)?;
+            Box::pin(run(of, *target, ctx.within(within), params, body, known)).await
+        }
         Target::Discovery(_) => Err(Error::internal("discovery is no resource")),
         Target::List => {
             allowed(verbs.list, "list")?;
@@ -139,13 +146,14 @@ pub(super) async fn run(
         }
         Target::Delete(id) => {
             allowed(verbs.delete, "delete")?;
-            let ctx = ctx.with_force(force(handler, params)?);
+            let (force, purge) = how_to_delete(handler, params)?;
+            let ctx = ctx.with_force(force);
             if !body.is_empty() && body.as_ref() != b"{}" {
                 return Err(Error::field("body", "a delete takes none"));
             }
             let it = admit(ctx, of, "delete", Some(id), body, known).await?;
             let explain = Admitted::explain(it.is_pinned());
-            let done = it.ctx.write(None, move |tx| handler.delete(tx, &it.id, &it.known)).await;
+            let done = it.ctx.write(None, move |tx| handler.delete(tx, &it.id, &it.known, purge)).await;
             Ok(ok(StatusCode::OK, done.map_err(explain)?))
         }
         Target::Action(action, id) => {
@@ -184,19 +192,21 @@ async fn act(
     let reading = matches!(action.kind, ActionKind::Property | ActionKind::Detail);
     let id = id.unwrap_or_default();
     let done = match action.run {
-        Run::Item(_) if reading => {
+        Run::Item(_) | Run::AnyItem(_) if reading => {
             ctx.read(Cost::Unbounded, move |tx| handler.act(tx, &id, action, &input, &known)).await?
         }
-        Run::Item(_) => ctx.write(None, move |tx| handler.act(tx, &id, action, &input, &known)).await?,
-        Run::Class(_) if reading => {
+        Run::Item(_) | Run::AnyItem(_) => {
+            ctx.write(None, move |tx| handler.act(tx, &id, action, &input, &known)).await?
+        }
+        Run::Class(_) | Run::AnyClass(_) if reading => {
             ctx.read(Cost::Unbounded, move |tx| handler.act_class(tx, action, &input)).await?
         }
-        Run::Class(_) => {
+        Run::Class(_) | Run::AnyClass(_) => {
             let lock = class_lock(meta, ctx.cred());
             ctx.write(Some(lock), move |tx| handler.act_class(tx, action, &input)).await?
         }
         Run::ItemAsync(run) => {
-            let row = ctx.read(Cost::Bounded, move |tx| handler.load(tx, &id, &known)).await?;
+            let row = ctx.read(Cost::Bounded, move |tx| handler.load(tx, &id, &known, !reading)).await?;
             let output = run(row.value, ctx.clone(), input).await?;
             show(of, &ctx, meta.keyword(), output, row.statements, row.time).await?
         }

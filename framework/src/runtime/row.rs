@@ -14,7 +14,7 @@ use super::spec::FieldType;
 use crate::Result;
 use crate::auth::Access;
 use crate::ctx::Tx;
-use crate::db::{Column as _, RowReader, Value};
+use crate::db::{Column as _, RowReader, Sql, Value};
 use crate::dispatch::{Chunk, Handler, IfMatch, Place, Reply, ResourceHandler, Shown};
 use crate::model::{
     Action, ActionInput, Base, Columns, Field, Input, JsonObject, Manager, Meta, MetaSource, Model, Record,
@@ -41,6 +41,8 @@ static NONE: LazyLock<DynType> = LazyLock::new(|| {
         cached: false,
         quota: None,
         extra: &[],
+        owner: &[],
+        joint: None,
         fields: |_| {},
     };
     let mut fields = Vec::new();
@@ -313,9 +315,9 @@ impl ResourceHandler for DynHandler {
         ROWS.update(tx, id, body, known)
     }
 
-    fn delete(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> Result<Reply> {
+    fn delete(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch, purge: bool) -> Result<Reply> {
         let _within = Within::new(self.0);
-        ROWS.delete(tx, id, known)
+        ROWS.delete(tx, id, known, purge)
     }
 
     fn act(
@@ -335,9 +337,9 @@ impl ResourceHandler for DynHandler {
         ROWS.act_class(tx, action, input)
     }
 
-    fn load(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> Result<Box<dyn Any + Send>> {
+    fn load(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch, change: bool) -> Result<Box<dyn Any + Send>> {
         let _within = Within::new(self.0);
-        ROWS.load(tx, id, known)
+        ROWS.load(tx, id, known, change)
     }
 
     fn show(&self, tx: &mut Tx<'_>, row: Box<dyn Any + Send>) -> Result<Reply> {
@@ -358,5 +360,20 @@ impl ResourceHandler for DynHandler {
     fn exists(&self, tx: &mut Tx<'_>, id: &str) -> Result<bool> {
         let _within = Within::new(self.0);
         ROWS.exists(tx, id)
+    }
+
+    fn resolve(&self, tx: &mut Tx<'_>, id: &str) -> Result<String> {
+        let _within = Within::new(self.0);
+        ROWS.resolve(tx, id)
+    }
+
+    fn visible_ids(&self, tx: &mut Tx<'_>) -> Result<Sql<'static>> {
+        let _within = Within::new(self.0);
+        ROWS.visible_ids(tx)
+    }
+
+    fn detach(&self, tx: &mut Tx<'_>, field: &'static str, id: &str) -> Result<()> {
+        let _within = Within::new(self.0);
+        ROWS.detach(tx, field, id)
     }
 }

@@ -105,7 +105,9 @@ fn start_workers(core: &Arc<Core>, args: &ServeArgs) -> Result<Workers, String> 
 }
 
 /// What runs beside the requests for as long as the process lives.
-fn background(process: &Process) {
+fn background(process: &Process, args: &ServeArgs) {
+    let keep = Duration::from_secs(args.trash_retention);
+    tokio::spawn(podyard::trash::sweep(process.core.clone(), keep));
     let (core, spaces) = (process.core.clone(), process.spaces.clone());
     tokio::spawn(podyard_spaces::observe(core, spaces));
     tokio::spawn(podyard::runtime::follow(process.core.clone()));
@@ -220,7 +222,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
     let handle = server.handle();
     let serving = tokio::spawn(server);
     let workers = start_workers(&core, &args)?;
-    background(&process);
+    background(&process, &args);
     let addr = addrs.first().copied().unwrap_or(args.listen);
     let ms = start.elapsed().as_millis();
     tracing::info!(%addr, database = args.data.database().redacted(), ms, "ready");
@@ -240,7 +242,7 @@ pub(crate) async fn work(args: ServeArgs) -> Result<(), String> {
     let process = assemble(&args).await?;
     readings(&process.core, None);
     let workers = start_workers(&process.core, &args)?;
-    background(&process);
+    background(&process, &args);
     tracing::info!(database = args.data.database().redacted(), "works on tasks");
     asked_to_end().await?;
     workers.drain().await;
