@@ -11,6 +11,7 @@ use chrono::{DateTime, Utc};
 
 use crate::auth::{Access, Authenticator, UserCred};
 use crate::cache::{Caches, Written};
+use crate::context::{self, Nested};
 use crate::db::{self, AnyConnection, Cost, Db, Dialect, Done, Lock, Sql, Value};
 use crate::event::{Feed, FeedOptions};
 use crate::model::{Meta, Record, Reference, Stamp};
@@ -116,12 +117,15 @@ pub struct Ctx {
     admitted: bool,
     client_ip: Option<IpAddr>,
     task: bool,
+    /// What the path fixed of the rows that it leads to.
+    pub(crate) nested: Option<Arc<Nested>>,
 }
 
 impl Ctx {
     /// For a request of somebody.
     pub fn new(core: Arc<Core>, cred: Arc<UserCred>, request_id: impl Into<Arc<str>>) -> Self {
-        Self { core, cred, request_id: request_id.into(), client_ip: None, task: false, force: false, admitted: false }
+        let (client_ip, task, force, admitted, nested) = (None, false, false, false, None);
+        Self { core, cred, request_id: request_id.into(), client_ip, task, force, admitted, nested }
     }
 
     /// The same request, which asked for force or did not.
@@ -157,6 +161,12 @@ impl Ctx {
     pub fn from_address(mut self, client_ip: Option<IpAddr>) -> Self {
         self.client_ip = client_ip;
         self
+    }
+
+    /// The same request, for what stands below another resource.
+    #[must_use]
+    pub(crate) fn within(self, nested: Nested) -> Self {
+        Self { nested: Some(Arc::new(nested)), ..self }
     }
 
     /// For the platform itself.
@@ -248,12 +258,23 @@ pub struct Tx<'a> {
     pub(crate) remembered: Option<Box<dyn Any + Send>>,
     /// Whether all of it will be undone: a dry run.
     pub(crate) rehearsal: bool,
+    /// What [`Ctx::nested`] fixes, once it is looked up.
+    pub(crate) fixed: Option<context::Fixed>,
 }
 
 impl<'a> Tx<'a> {
     /// Opens the inside of a request on a connection that is in a transaction.
     pub fn new(conn: &'a mut AnyConnection, ctx: &'a Ctx) -> Self {
-        Self { conn, ctx, now: now(), written: None, started_task: None, remembered: None, rehearsal: false }
+        Self {
+            conn,
+            ctx,
+            now: now(),
+            written: None,
+            started_task: None,
+            remembered: None,
+            rehearsal: false,
+            fixed: None,
+        }
     }
 
     /// The moment of the request: one for all that it writes.
@@ -366,9 +387,28 @@ impl<'a> Tx<'a> {
     ///
     /// # Errors
     /// 409 when somebody else changed it meanwhile.
-    pub fn save_and_log<T: Record>(&mut self, row: &mut T, action: &str, before: &[Value<'_>]) -> Result<()> {
+    pub fn save_and_log<T: Record>(
+        &mut self,
+        row: &mut T,
+        action: &str,
+        before: &[Value<'_>],
+    ) -> Result<()> {
+        self.save_noted(row, action, before, None)
+    }
+
+    /// [`Tx::save_and_log`], with what else changed that is no column.
+    pub(crate) fn save_noted<T: Record>(
+        &mut self,
+        row: &mut T,
+        action: &str,
+        before: &[Value<'_>],
+        more: Option<(&str, serde_json::Value)>,
+    ) -> Result<()> {
         self.save_with(row, |tx, row, version| {
-            let notes = oplog::notes(row, Some(before));
+            let mut notes = oplog::notes(row, Some(before));
+            if let Some((name, value)) = more {
+                notes = oplog::noted(notes, name, value);
+            }
             let changes = tx.told(T::meta(), action).then(|| notes.clone());
             let stored =
                 tx.with_record(change(row, version, Some(before)), T::meta(), row.base(), action, notes)?;
@@ -411,6 +451,9 @@ impl<'a> Tx<'a> {
     /// 409 when somebody else changed it meanwhile.
     pub fn remove<T: Record>(&mut self, row: &mut T) -> Result<()> {
         let now = self.now;
+        if row.base().owned().is_some() {
+            self.expect_unused(T::meta(), &row.base().anon().id)?;
+        }
         if let Some(owned) = row.base_mut().owned_mut() {
             owned.deleted = true;
             owned.deleted_at = Some(now);
@@ -445,7 +488,7 @@ impl<'a> Tx<'a> {
     }
 
     /// Refuses when a living row of any type refers to the row.
-    fn expect_unused(&mut self, meta: &'static Meta, id: &str) -> Result<()> {
+    pub(crate) fn expect_unused(&mut self, meta: &'static Meta, id: &str) -> Result<()> {
         let referenced_by = self.ctx.core().registry.referenced_by(meta);
         if referenced_by.is_empty() {
             return Ok(());

@@ -10,6 +10,7 @@ extern crate self as podyard;
 
 pub mod auth;
 mod cache;
+mod context;
 mod ctx;
 pub mod db;
 pub mod dispatch;
@@ -20,13 +21,17 @@ mod idempotency;
 pub mod model;
 mod oplog;
 mod part;
+mod owner;
 mod policy;
 pub mod query;
 pub mod quota;
 pub mod registry;
 pub mod runtime;
+mod sharing;
+mod tags;
 pub mod task;
 pub mod telemetry;
+pub mod trash;
 pub mod webhook;
 
 pub use cache::Rows;
@@ -49,7 +54,8 @@ pub struct Nothing {}
 /// What a file with a resource type begins with.
 pub mod prelude {
     pub use crate::model::{
-        AnonBase, Base, Columns, Extra, Manager, Model, Record, StandaloneBase, StatusBase, VirtualBase,
+        AnonBase, Base, Columns, DomainBase, Enabled, External, Extra, Manager, Model, Owner, Record,
+        Sharing, StandaloneBase, StatusBase, Trash, UserBase, VirtualBase,
     };
     pub use crate::query::Select;
     pub use crate::quota::QuotaUse;

@@ -102,8 +102,8 @@ fn values<'a>(
 ) {
     let cred = ctx.cred();
     let name = row.standalone().map_or("", |it| it.name.as_str());
-    let (domain, project, owner) = match row.owned() {
-        Some(it) => (it.domain_id.as_str(), it.project_id.as_str(), it.user_id.as_str()),
+    let (domain, project, owner) = match row.owner() {
+        Some(it) => (it.domain_id, it.project_id, it.user_id),
         None => ("", "", ""),
     };
     sql.bind(now);
@@ -194,6 +194,17 @@ fn write_json(out: &mut Vec<u8>, field: &Field, value: &Value<'_>) {
 /// Whether every write changes it, so that it tells nothing.
 fn is_clockwork(field: &Field) -> bool {
     matches!(field.name, "version" | "updated_at" | "created_at" | "deleted_at")
+}
+
+/// Notes with one more member: what hangs on the row and is no column of it.
+pub(crate) fn noted(notes: String, name: &str, value: serde_json::Value) -> String {
+    match serde_json::from_str::<serde_json::Map<_, _>>(&notes) {
+        Ok(mut map) => {
+            map.insert(name.to_owned(), value);
+            serde_json::Value::Object(map).to_string()
+        }
+        Err(_) => notes,
+    }
 }
 
 /// A row's values before a change, for [`Tx::log`].

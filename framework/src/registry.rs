@@ -6,8 +6,9 @@ use std::any::TypeId;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
+use crate::context::{self, Context, Contexts};
 use crate::dispatch::ResourceHandler;
-use crate::model::{Action, ActionKind, Meta, Reference};
+use crate::model::{Action, ActionKind, Field, Meta, Reference, builtin};
 
 /// One registered type; submitted by the derive.
 pub struct Entry {
@@ -30,6 +31,7 @@ pub struct Registry {
     types: BTreeMap<&'static str, Type>,
     by_keyword: BTreeMap<&'static str, &'static str>,
     by_id: BTreeMap<TypeId, &'static str>,
+    contexts: Contexts,
     runtime: RwLock<Runtime>,
     /// The API's document and the generation that it is of.
     pub(crate) document: Mutex<Option<(i64, actix_web::web::Bytes)>>,
@@ -44,14 +46,16 @@ struct Runtime {
     by_keyword: HashMap<&'static str, &'static Type>,
     /// Who holds ids of a type, by the type's keyword.
     references: HashMap<&'static str, Vec<Reference>>,
+    contexts: Contexts,
 }
 
 /// The fields of a type that hold ids of another.
 fn references(of: &Type) -> impl Iterator<Item = (&'static str, Reference)> {
     let meta = of.handler.meta();
     let (table, keyword, soft) = (meta.table(), meta.keyword(), meta.has("deleted"));
-    meta.stored()
-        .filter_map(move |f| Some((f.references?, Reference { table, keyword, column: f.name, soft })))
+    let reference =
+        move |f: &'static Field| Reference { table, keyword, column: f.name, soft, cascade: f.cascade };
+    meta.stored().filter_map(move |f| Some((f.references?, reference(f))))
 }
 
 impl Registry {
@@ -69,6 +73,7 @@ impl Registry {
             by_id: BTreeMap::new(),
             runtime: RwLock::default(),
             document: Mutex::default(),
+            contexts: Contexts::new(),
         };
         for entry in inventory::iter::<Entry> {
             let meta = entry.handler.meta();
@@ -87,10 +92,17 @@ impl Registry {
             let old = owner.actions.insert((action.kind, action.name), action);
             assert!(old.is_none(), "{} has two actions {}", owner.handler.meta().keyword(), action.name);
         }
+        for of in it.types.values_mut() {
+            for action in builtin::of(of.handler.meta()) {
+                // A type's own is the one that counts.
+                of.actions.entry((action.kind, action.name)).or_insert(action);
+            }
+        }
+        it.contexts = context::find(it.types.values(), &|keyword| it.compiled_keyword(keyword));
         for of in it.types.values() {
             let meta = of.handler.meta();
             let cached = |keyword: &str| it.keyword(keyword).is_some_and(|t| t.handler.meta().source.cached);
-            let refers = |f: &&crate::model::Field| f.references.is_some_and(cached);
+            let refers = |f: &&Field| f.references.is_some_and(cached);
             // Quotas are cached, too.
             let counted = meta.source.quota.is_some();
             meta.set_fenced(counted || meta.fields().iter().copied().any(|f| refers(&f)));
@@ -139,6 +151,22 @@ impl Registry {
         self.runtime().generation
     }
 
+    /// What leads from a type to another below it, by their names in a path.
+    pub(crate) fn context(&self, above: &str, below: &str) -> Option<Context> {
+        let found = |all: &Contexts| {
+            let it = all.iter().find(|((a, b), _)| *a == above && *b == below);
+            it.map(|(_, context)| context.clone())
+        };
+        found(&self.contexts).or_else(|| found(&self.runtime().contexts))
+    }
+
+    /// All of them.
+    pub(crate) fn contexts(&self) -> Contexts {
+        let mut all = self.runtime().contexts.clone();
+        all.extend(self.contexts.clone());
+        all
+    }
+
     /// All fields that hold ids of a type.
     pub(crate) fn referenced_by(&self, meta: &'static Meta) -> Vec<Reference> {
         let mut all = meta.referenced_by().to_vec();
@@ -170,6 +198,9 @@ impl Registry {
                 new.references.entry(keyword).or_default().push(by);
             }
         }
+        let of =
+            |keyword: &str| self.compiled_keyword(keyword).or_else(|| new.by_keyword.get(keyword).copied());
+        new.contexts = context::find(types.iter().copied(), &of);
         new.types = types;
         *runtime = new;
     }

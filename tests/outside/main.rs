@@ -13,6 +13,7 @@ mod harness;
 
 mod auth;
 mod bad_input;
+mod bases;
 mod caches;
 mod crash;
 mod events;

@@ -331,6 +331,7 @@ fn the_help_is_complete() {
         "--task-slots",
         "--task-lease",
         "--task-retention",
+        "--trash-retention",
         "--body-limit",
         "--metrics-token",
         "--trust-forwarded",

@@ -14,7 +14,7 @@ pub(crate) struct Column {
     doc: String,
     list: Option<TokenStream>,
     get: Option<TokenStream>,
-    create: Option<(TokenStream, bool)>,
+    pub(crate) create: Option<(TokenStream, bool)>,
     update: Option<TokenStream>,
     default: Option<Expr>,
     unique: bool,
@@ -22,9 +22,16 @@ pub(crate) struct Column {
     search: bool,
     multiline: bool,
     transient: bool,
-    references: Option<LitStr>,
+    cascade: bool,
+    pub(crate) references: Option<LitStr>,
     max: Option<Expr>,
     choices: Vec<LitStr>,
+}
+
+/// A struct of columns that stands beside the base.
+pub(crate) struct Mixin {
+    name: Ident,
+    ty: Type,
 }
 
 /// The struct, taken apart.
@@ -32,6 +39,7 @@ pub(crate) struct Parsed {
     pub(crate) ident: Ident,
     pub(crate) vis: syn::Visibility,
     pub(crate) base: Option<Type>,
+    pub(crate) mixins: Vec<Mixin>,
     pub(crate) columns: Vec<Column>,
 }
 
@@ -45,17 +53,28 @@ pub(crate) fn parse(input: &DeriveInput) -> syn::Result<Parsed> {
     if let Some(generic) = input.generics.params.first() {
         return Err(syn::Error::new_spanned(generic, "a resource has no generic parameters"));
     }
-    let mut parsed =
-        Parsed { ident: input.ident.clone(), vis: input.vis.clone(), base: None, columns: Vec::new() };
+    let mut parsed = Parsed {
+        ident: input.ident.clone(),
+        vis: input.vis.clone(),
+        base: None,
+        mixins: Vec::new(),
+        columns: Vec::new(),
+    };
     for field in &fields.named {
         let Some(name) = field.ident.clone() else { continue };
         if name == "base" {
             parsed.base = Some(field.ty.clone());
             continue;
         }
-        let Some(attr) = field.attrs.iter().find(|a| a.path().is_ident("field")) else {
+        let attr = field.attrs.iter().find(|a| a.path().is_ident("field"));
+        if let Some(mark) = field.attrs.iter().find(|a| a.path().is_ident("mixin")) {
+            mixin(&mut parsed, field, mark, attr)?;
+            continue;
+        }
+        let Some(attr) = attr else {
             let text = format!(
-                "say who may see and set `{name}`: #[field(list = \"user\")], or #[field()] for nobody"
+                "say who may see and set `{name}`: #[field(list = \"user\")], or #[field()] for nobody; \
+                 #[mixin] if it is a struct of columns"
             );
             return Err(syn::Error::new_spanned(&field.ident, text));
         };
@@ -73,6 +92,7 @@ pub(crate) fn parse(input: &DeriveInput) -> syn::Result<Parsed> {
             search: false,
             multiline: false,
             transient: false,
+            cascade: false,
             references: None,
             max: None,
             choices: Vec::new(),
@@ -84,9 +104,35 @@ pub(crate) fn parse(input: &DeriveInput) -> syn::Result<Parsed> {
         if !attr.meta.require_list()?.tokens.is_empty() {
             attr.parse_nested_meta(|meta| attribute(&mut column, &meta))?;
         }
+        if column.cascade && column.references.is_none() {
+            let text = "`cascade` goes with `references`: the row goes with the one that it refers to";
+            return Err(syn::Error::new_spanned(attr, text));
+        }
         parsed.columns.push(column);
     }
     Ok(parsed)
+}
+
+/// `#[mixin] pub trash: Trash`: its columns become the resource's.
+fn mixin(
+    parsed: &mut Parsed,
+    field: &syn::Field,
+    mark: &syn::Attribute,
+    other: Option<&syn::Attribute>,
+) -> syn::Result<()> {
+    if !matches!(mark.meta, syn::Meta::Path(_)) {
+        return Err(syn::Error::new_spanned(mark, "write only #[mixin]; what it adds its own fields say"));
+    }
+    if let Some(other) = other {
+        let text = "a mixin has no #[field]: what it adds its own fields say";
+        return Err(syn::Error::new_spanned(other, text));
+    }
+    if parsed.mixins.iter().any(|it| it.ty == field.ty) {
+        return Err(syn::Error::new_spanned(&field.ty, "this mixin stands there twice"));
+    }
+    let name = field.ident.clone().ok_or_else(|| syn::Error::new_spanned(field, "name it"))?;
+    parsed.mixins.push(Mixin { name, ty: field.ty.clone() });
+    Ok(())
 }
 
 fn attribute(column: &mut Column, meta: &syn::meta::ParseNestedMeta<'_>) -> syn::Result<()> {
@@ -106,6 +152,7 @@ fn attribute(column: &mut Column, meta: &syn::meta::ParseNestedMeta<'_>) -> syn:
         "search" => column.search = true,
         "multiline" => column.multiline = true,
         "transient" => column.transient = true,
+        "cascade" => column.cascade = true,
         "choices" => {
             let content;
             syn::parenthesized!(content in meta.input);
@@ -115,7 +162,7 @@ fn attribute(column: &mut Column, meta: &syn::meta::ParseNestedMeta<'_>) -> syn:
         other => {
             return Err(meta.error(format!(
                 "`{other}` is no property of a field; there are list, get, create, update, default, references, \
-                 max, unique, index, search, multiline, transient, choices"
+                 cascade, max, unique, index, search, multiline, transient, choices"
             )));
         }
     }
@@ -173,7 +220,7 @@ impl Column {
         let max = self.max.clone().map_or(quote!(255), |max| quote!(#max));
         let (unique, search, multiline) = (self.unique, self.search, self.multiline);
         let index = self.index || self.unique;
-        let (stored, choices) = (!self.transient, &self.choices);
+        let (stored, cascade, choices) = (!self.transient, self.cascade, &self.choices);
         quote! {
             ::podyard::model::Field {
                 name: #name,
@@ -188,6 +235,7 @@ impl Column {
                 default: #default,
                 unique: #unique,
                 references: #references,
+                cascade: #cascade,
                 index: #index,
                 search: #search,
                 max: #max,
@@ -202,7 +250,9 @@ impl Column {
 
 /// The impl of `Columns`, the two inputs, and the way to the base's fields.
 pub(crate) fn expand(parsed: &Parsed, stamped: bool) -> TokenStream {
-    let Parsed { ident, vis, base, columns } = parsed;
+    let Parsed { ident, vis, base, mixins, columns } = parsed;
+    let mixin_names: Vec<_> = mixins.iter().map(|it| &it.name).collect();
+    let mixin_types: Vec<_> = mixins.iter().map(|it| &it.ty).collect();
     let create_ident = format_ident!("{ident}Create");
     let update_ident = format_ident!("{ident}Update");
     let n = columns.len();
@@ -269,18 +319,27 @@ pub(crate) fn expand(parsed: &Parsed, stamped: bool) -> TokenStream {
             quote!(#[doc = "What the base takes."] pub base: <#ty as ::podyard::model::Columns>::Create,),
             quote!(base: ::core::default::Default::default(),),
             quote!(#[doc = "What the base takes."] pub base: <#ty as ::podyard::model::Columns>::Update,),
-            quote!(_ => return ::podyard::model::Input::set(&mut self.base, field, value),),
+            quote!(::podyard::model::Input::set(&mut self.base, field, value)),
             quote!(base: <#ty as ::podyard::model::Columns>::from_create(&input.base),),
             quote!(::podyard::model::Columns::apply(&mut self.base, &input.base);),
         ),
-        None => (
-            quote!(),
-            quote!(),
-            quote!(),
-            quote!(_ => return ::core::result::Result::Ok(false),),
-            quote!(),
-            quote!(),
+        None => (quote!(), quote!(), quote!(), quote!(::core::result::Result::Ok(false)), quote!(), quote!()),
+    };
+    let set_rest = quote! {
+        _ => {
+            #(if ::podyard::model::Input::set(&mut self.#mixin_names, field, value)? {
+                return ::core::result::Result::Ok(true);
+            })*
+            return #set_base;
+        }
+    };
+    let none = quote!(::core::option::Option::None);
+    let (base_mixin, base_mixin_mut) = match base {
+        Some(_) => (
+            quote!(::podyard::model::Columns::mixin(&self.base, of)),
+            quote!(::podyard::model::Columns::mixin_mut(&mut self.base, of)),
         ),
+        None => (none.clone(), none),
     };
     let derefs = base.as_ref().map(|ty| {
         let deref = |of: &Ident, target: TokenStream| {
@@ -308,17 +367,27 @@ pub(crate) fn expand(parsed: &Parsed, stamped: bool) -> TokenStream {
 
         #[doc = #create_doc]
         #[derive(Debug, Clone)]
-        #vis struct #create_ident { #create_base #(#create_fields)* }
+        #vis struct #create_ident {
+            #create_base
+            #(#[doc = "What the mixin takes."] pub #mixin_names: <#mixin_types as ::podyard::model::Columns>::Create,)*
+            #(#create_fields)*
+        }
 
         impl ::core::default::Default for #create_ident {
-            fn default() -> Self { Self { #create_base_default #(#create_defaults)* } }
+            fn default() -> Self {
+                Self {
+                    #create_base_default
+                    #(#mixin_names: ::core::default::Default::default(),)*
+                    #(#create_defaults)*
+                }
+            }
         }
 
         impl ::podyard::model::Input for #create_ident {
             fn set(
                 &mut self, field: &str, value: &::podyard::RawValue,
             ) -> ::core::result::Result<bool, ::std::string::String> {
-                match field { #(#create_sets)* #set_base }
+                match field { #(#create_sets)* #set_rest }
                 #[allow(unreachable_code)]
                 ::core::result::Result::Ok(true)
             }
@@ -326,13 +395,17 @@ pub(crate) fn expand(parsed: &Parsed, stamped: bool) -> TokenStream {
 
         #[doc = #update_doc]
         #[derive(Debug, Clone, Default)]
-        #vis struct #update_ident { #update_base #(#update_fields)* }
+        #vis struct #update_ident {
+            #update_base
+            #(#[doc = "What the mixin takes."] pub #mixin_names: <#mixin_types as ::podyard::model::Columns>::Update,)*
+            #(#update_fields)*
+        }
 
         impl ::podyard::model::Input for #update_ident {
             fn set(
                 &mut self, field: &str, value: &::podyard::RawValue,
             ) -> ::core::result::Result<bool, ::std::string::String> {
-                match field { #(#update_sets)* #set_base }
+                match field { #(#update_sets)* #set_rest }
                 #[allow(unreachable_code)]
                 ::core::result::Result::Ok(true)
             }
@@ -347,35 +420,64 @@ pub(crate) fn expand(parsed: &Parsed, stamped: bool) -> TokenStream {
 
             fn fields(out: &mut ::std::vec::Vec<&'static ::podyard::model::Field>) {
                 #base_fields
+                #(<#mixin_types as ::podyard::model::Columns>::fields(out);)*
                 out.extend(#own_name.iter());
             }
 
             fn read(row: &mut ::podyard::db::RowReader<'_, '_, '_>) -> ::podyard::Result<Self> {
-                ::core::result::Result::Ok(Self { #base_read #(#reads)* })
+                ::core::result::Result::Ok(Self {
+                    #base_read
+                    #(#mixin_names: <#mixin_types as ::podyard::model::Columns>::read(row)?,)*
+                    #(#reads)*
+                })
             }
 
             fn write<'a>(&'a self, out: &mut ::std::vec::Vec<::podyard::db::Value<'a>>) {
                 #base_write
+                #(::podyard::model::Columns::write(&self.#mixin_names, out);)*
                 #(out.push(::podyard::db::Column::value(&self.#stored_names));)*
             }
 
             fn view(&self, out: &mut ::podyard::model::JsonObject<'_>) {
                 #base_view
+                #(::podyard::model::Columns::view(&self.#mixin_names, out);)*
                 #(out.field(::core::stringify!(#names), &self.#names);)*
             }
 
             fn from_create(input: &Self::Create) -> Self {
-                Self { #from_base #(#from_create)* }
+                Self {
+                    #from_base
+                    #(#mixin_names: <#mixin_types as ::podyard::model::Columns>::from_create(&input.#mixin_names),)*
+                    #(#from_create)*
+                }
             }
 
             fn apply(&mut self, input: &Self::Update) {
                 #apply_base
+                #(::podyard::model::Columns::apply(&mut self.#mixin_names, &input.#mixin_names);)*
                 #(#applies)*
             }
 
             fn stamp(&mut self, by: &::podyard::model::Stamp<'_>) {
                 #base_stamp
+                #(::podyard::model::Columns::stamp(&mut self.#mixin_names, by);)*
                 #stamp_own
+            }
+
+            fn mixin(&self, of: ::core::any::TypeId) -> ::core::option::Option<&dyn ::core::any::Any> {
+                #(if of == ::core::any::TypeId::of::<#mixin_types>() {
+                    return ::core::option::Option::Some(&self.#mixin_names);
+                })*
+                #base_mixin
+            }
+
+            fn mixin_mut(
+                &mut self, of: ::core::any::TypeId,
+            ) -> ::core::option::Option<&mut dyn ::core::any::Any> {
+                #(if of == ::core::any::TypeId::of::<#mixin_types>() {
+                    return ::core::option::Option::Some(&mut self.#mixin_names);
+                })*
+                #base_mixin_mut
             }
         }
     }

@@ -13,7 +13,7 @@ mod util;
 use proc_macro::TokenStream;
 
 /// Makes a struct's fields columns: a base of resources.
-#[proc_macro_derive(Columns, attributes(columns, field))]
+#[proc_macro_derive(Columns, attributes(columns, field, mixin))]
 pub fn derive_columns(item: TokenStream) -> TokenStream {
     util::finish(columns::derive(item.into()))
 }
@@ -31,7 +31,7 @@ pub fn derive_columns(item: TokenStream) -> TokenStream {
 ///     pub template_id: String,
 /// }
 /// ```
-#[proc_macro_derive(Resource, attributes(resource, field))]
+#[proc_macro_derive(Resource, attributes(resource, field, mixin))]
 pub fn derive_resource(item: TokenStream) -> TokenStream {
     util::finish(resource::derive(item.into()))
 }

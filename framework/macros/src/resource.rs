@@ -3,9 +3,9 @@
 
 use proc_macro2::TokenStream;
 use quote::quote;
-use syn::{DeriveInput, LitStr};
+use syn::{DeriveInput, LitStr, Token, Type, punctuated::Punctuated};
 
-use crate::columns;
+use crate::columns::{self, Parsed};
 use crate::util::{access, docs};
 
 #[derive(Default)]
@@ -22,6 +22,7 @@ struct Attributes {
     quota: Option<Vec<LitStr>>,
     unlogged: bool,
     extra: Vec<(syn::Ident, LitStr)>,
+    joint: Option<(LitStr, LitStr)>,
 }
 
 fn attributes(input: &DeriveInput) -> syn::Result<Attributes> {
@@ -56,7 +57,11 @@ fn attributes(input: &DeriveInput) -> syn::Result<Attributes> {
                         "all" => quote!(::podyard::model::Scope::All),
                         "project" => quote!(::podyard::model::Scope::Project),
                         "user" => quote!(::podyard::model::Scope::User),
-                        _ => return Err(syn::Error::new(text.span(), "write \"all\", \"project\" or \"user\"")),
+                        "domain" => quote!(::podyard::model::Scope::Domain),
+                        _ => {
+                            let hint = "write \"all\", \"domain\", \"project\" or \"user\"";
+                            return Err(syn::Error::new(text.span(), hint));
+                        }
                     });
                 }
                 "cached" => it.cached = true,
@@ -83,10 +88,20 @@ fn attributes(input: &DeriveInput) -> syn::Result<Attributes> {
                         }
                     }
                 }
+                "joint" => {
+                    let content;
+                    syn::parenthesized!(content in meta.input);
+                    let sides = Punctuated::<LitStr, Token![,]>::parse_terminated(&content)?;
+                    let mut sides = sides.into_iter();
+                    it.joint = match (sides.next(), sides.next(), sides.next()) {
+                        (Some(one), Some(other), None) => Some((one, other)),
+                        _ => return Err(meta.error("name its two sides: joint(\"group_id\", \"user_id\")")),
+                    };
+                }
                 other => {
                     return Err(meta.error(format!(
                         "`{other}` is no property of a resource; there are keyword, plural, read, write, list, get, \
-                         create, update, delete, scope, cached, quota, unlogged, extra"
+                         create, update, delete, scope, cached, quota, unlogged, extra, joint"
                     )));
                 }
             }
@@ -101,6 +116,33 @@ fn word(text: &LitStr) -> syn::Result<()> {
     let good = value.starts_with(|c: char| c.is_ascii_lowercase())
         && value.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-".contains(c));
     if good { Ok(()) } else { Err(syn::Error::new(text.span(), "use small letters, digits, `_` and `-`")) }
+}
+
+/// Both sides are fields of the type that a create must give and that refer
+/// to other types. Gives the members that name them in answers.
+fn joint(parsed: &Parsed, sides: &(LitStr, LitStr)) -> syn::Result<Vec<(String, String)>> {
+    let based = |ty: &Type| matches!(ty, Type::Path(p) if p.path.segments.last().is_some_and(|s| s.ident == "AnonBase"));
+    if let Some(base) = parsed.base.as_ref().filter(|ty| !based(ty)) {
+        return Err(syn::Error::new_spanned(base, "a joint resource has no name of its own: write AnonBase"));
+    }
+    let mut names = Vec::new();
+    for side in [&sides.0, &sides.1] {
+        let found = parsed.columns.iter().find(|it| it.name == side.value());
+        let good = found.filter(|it| it.create.as_ref().is_some_and(|(_, required)| *required));
+        let Some(keyword) = good.and_then(|it| it.references.as_ref()) else {
+            let text = format!(
+                "{:?} must be a field of it with #[field(create = \"required\", references = \"…\", index)]",
+                side.value()
+            );
+            return Err(syn::Error::new(side.span(), text));
+        };
+        let name = side.value().strip_suffix("_id").map_or_else(|| keyword.value(), str::to_owned);
+        names.push((name, format!("Name of its {}.", keyword.value())));
+    }
+    if sides.0.value() == sides.1.value() {
+        return Err(syn::Error::new(sides.1.span(), "the two sides are two fields"));
+    }
+    Ok(names)
 }
 
 pub(crate) fn derive(item: TokenStream) -> syn::Result<TokenStream> {
@@ -122,18 +164,23 @@ pub(crate) fn derive(item: TokenStream) -> syn::Result<TokenStream> {
     word(keyword)?;
     word(plural)?;
     let Some(base) = &parsed.base else {
-        let hint = "give it a base: `pub base: VirtualBase`, StatusBase, StandaloneBase or AnonBase";
+        let hint = "give it a base: `pub base: VirtualBase`, UserBase, DomainBase, StatusBase, StandaloneBase or AnonBase";
         return Err(syn::Error::new_spanned(ident, hint));
     };
-    let owned = matches!(base, syn::Type::Path(p) if p.path.segments.last().is_some_and(|s| s.ident == "VirtualBase"));
-    // What nobody stated is for administrators; what has an owner is the owner's.
-    let fallback = access(&LitStr::new(if owned { "user" } else { "admin" }, ident.span()))?;
-    let rank = |given: &Option<TokenStream>| given.clone().unwrap_or_else(|| fallback.clone());
-    let (list, get) = (rank(&it.list), rank(&it.get));
-    let (create, update, delete) = (rank(&it.create), rank(&it.update), rank(&it.delete));
-    let scope = it.scope.unwrap_or_else(|| {
-        if owned { quote!(::podyard::model::Scope::User) } else { quote!(::podyard::model::Scope::All) }
-    });
+    // What nobody stated the base says: what has an owner is the owner's, all
+    // else is for administrators.
+    let of_base = |what: TokenStream| quote!(<#base as ::podyard::model::Defaults>::#what);
+    let rank = |given: &Option<TokenStream>, what| given.clone().unwrap_or_else(|| of_base(what));
+    let (list, get) = (rank(&it.list, quote!(READ)), rank(&it.get, quote!(READ)));
+    let (create, update) = (rank(&it.create, quote!(WRITE)), rank(&it.update, quote!(WRITE)));
+    let delete = rank(&it.delete, quote!(WRITE));
+    let scope = it.scope.clone().unwrap_or_else(|| of_base(quote!(SCOPE)));
+    let owner = of_base(quote!(OWNER));
+    let sides = it.joint.as_ref().map(|sides| joint(&parsed, sides)).transpose()?.unwrap_or_default();
+    let joint = match &it.joint {
+        Some((one, other)) => quote!(::core::option::Option::Some((#one, #other))),
+        None => quote!(::core::option::Option::None),
+    };
     let cached = it.cached;
     let quota = match &it.quota {
         Some(names) => quote!(::core::option::Option::Some(&[#(#names),*])),
@@ -144,6 +191,8 @@ pub(crate) fn derive(item: TokenStream) -> syn::Result<TokenStream> {
         let name = name.to_string();
         quote!((#name, #doc))
     });
+    let sides = sides.iter().map(|(name, doc)| quote!((#name, #doc)));
+    let extra = extra.chain(sides);
     let columns = columns::expand(&parsed, false);
 
     Ok(quote! {
@@ -165,6 +214,8 @@ pub(crate) fn derive(item: TokenStream) -> syn::Result<TokenStream> {
                         quota: #quota,
                         unlogged: #unlogged,
                         extra: &[#(#extra),*],
+                        owner: #owner,
+                        joint: #joint,
                         fields: <#ident as ::podyard::model::Columns>::fields,
                     })
                 })

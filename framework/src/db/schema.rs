@@ -83,6 +83,9 @@ fn indexes(conn: &mut AnyConnection, table: &'static str) -> Result<Vec<(String,
 fn is_view(conn: &mut AnyConnection, table: &'static str) -> Result<bool> {
     let sql = match conn.dialect() {
         Dialect::Sqlite => Sql::new("SELECT 1 FROM sqlite_master WHERE type = 'view' AND name = "),
+        Dialect::Mysql => Sql::new(
+            "SELECT 1 FROM information_schema.views WHERE table_schema = DATABASE() AND table_name = ",
+        ),
         Dialect::Postgres => Sql::new(
             "SELECT 1::bigint FROM information_schema.views WHERE table_schema = current_schema() AND table_name = ",
         ),

@@ -12,7 +12,7 @@ use super::{AnyConnection, DOOMED, MultiBackend, RowReader, Value};
 use crate::Result;
 
 /// A statement under construction: one text, and where in it the values stand.
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Sql<'a> {
     text: String,
     binds: Vec<(usize, Value<'a>)>,

@@ -55,7 +55,7 @@ pub(super) fn apply<T: Manager>(tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply> {
         let mut input = T::Update::default();
         crate::model::fill(meta, &changes, tx.level(), Mode::Update, &mut input)?;
         check_references(tx, meta, &changes, &mut Vec::new())?;
-        change(tx, &mut row, &mut input)?;
+        change(tx, &mut row, &mut input, "update")?;
     }
     reply(tx, &row, &Shown::default())
 }

@@ -173,7 +173,7 @@ pub(crate) fn each(
         let result = if found.contains(id) {
             tx.savepoint(|tx| match work {
                 Each::Update(body, patch) => handler.update(tx, id, body, &IfMatch::Any, *patch),
-                Each::Delete => handler.delete(tx, id, &IfMatch::Any),
+                Each::Delete => handler.delete(tx, id, &IfMatch::Any, false),
                 Each::Act(action, input) => handler.act(tx, id, action, input, &IfMatch::Any),
             })?
         } else {

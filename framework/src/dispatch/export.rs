@@ -72,8 +72,11 @@ pub(super) fn chunk<T: Manager>(tx: &mut Tx<'_>, request: &ListRequest, place: &
 fn csv(meta: &Meta, request: &ListRequest, header: bool, rows: &[u8], ends: &[usize]) -> Result<Vec<u8>> {
     let shown = |(i, _): &(usize, &&'static crate::model::Field)| request.mask >> i & 1 == 1;
     let mut columns: Vec<_> = meta.fields().iter().enumerate().filter(shown).map(|(_, f)| f.name).collect();
-    let wanted = |name: &str| request.extra.as_ref().is_none_or(|names| names.iter().any(|n| n == name));
-    columns.extend(meta.source.extra.iter().map(|(name, _)| *name).filter(|name| wanted(name)));
+    let wanted = |name: &str| {
+        let named = request.extra.as_ref().is_none_or(|names| names.iter().any(|n| n == name));
+        named && (name != "metadata" || request.tags)
+    };
+    columns.extend(meta.extra().iter().map(|(name, _)| *name).filter(|name| wanted(name)));
     let terminator = csv::Terminator::CRLF;
     let mut writer =
         csv::WriterBuilder::new().terminator(terminator).from_writer(Vec::with_capacity(rows.len()));

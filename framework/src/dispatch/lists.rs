@@ -2,18 +2,21 @@
 //! fields, and how many rows there are in which status.
 
 use super::Reply;
-use super::pipeline::write_row;
+use super::pipeline::{self, write_row};
 use crate::ctx::Tx;
 use crate::db::{ColumnType, RowReader};
 use crate::model::{Extra, JsonObject, Manager};
 use crate::query::{ListRequest, Select};
-use crate::{Error, Result};
+use crate::{Error, Result, tags};
 
 /// What the type adds to the rows of a page, where it is to be shown.
 pub(super) fn extras<T: Manager>(tx: &mut Tx<'_>, request: &ListRequest, rows: &[T]) -> Result<Vec<Extra>> {
     let mut extra = vec![Extra::default(); rows.len()];
     if !rows.is_empty() && request.extra.as_ref().is_none_or(|names| !names.is_empty()) {
-        T::get_customize_columns(tx, rows, &mut extra)?;
+        pipeline::describe(tx, rows, &mut extra)?;
+    }
+    if request.tags && !rows.is_empty() {
+        tags::describe(tx, rows, &mut extra)?;
     }
     Ok(extra)
 }
@@ -24,7 +27,7 @@ pub(super) fn rows<T: Manager>(
     request: &ListRequest,
     mut select: Select<T>,
 ) -> Result<Vec<T>> {
-    T::list_item_filter(tx, &mut select)?;
+    pipeline::narrow(tx, &mut select)?;
     select.rows(tx).map_err(|error| request.blame(error))
 }
 
@@ -43,7 +46,7 @@ pub(super) fn list<T: Manager>(tx: &mut Tx<'_>, request: &ListRequest) -> Result
     let extra = extras(tx, request, &rows)?;
     let total = if request.total {
         let mut select = request.conditions::<T>(tx)?;
-        T::list_item_filter(tx, &mut select)?;
+        pipeline::narrow(tx, &mut select)?;
         Some(select.count(tx)?)
     } else {
         None
@@ -97,7 +100,7 @@ fn column_json(row: &mut RowReader<'_, '_, '_>, of: ColumnType) -> Result<serde_
 /// `{"spaces": [{"status": "running", "count": 3}, …]}`.
 fn distinct<T: Manager>(tx: &mut Tx<'_>, request: &ListRequest) -> Result<Reply> {
     let mut select = request.distinct_select::<T>(tx)?;
-    T::list_item_filter(tx, &mut select)?;
+    pipeline::narrow(tx, &mut select)?;
     let columns: Vec<_> = request.distinct.iter().map(|f| f.name).collect();
     let limit = usize::try_from(request.limit).unwrap_or(usize::MAX);
     let mut body = Vec::with_capacity(1024);
@@ -134,7 +137,7 @@ fn distinct<T: Manager>(tx: &mut Tx<'_>, request: &ListRequest) -> Result<Reply>
 /// `{"spaces": {"total": 5, "by_status": {"running": 3, "stopped": 2}}}`.
 pub(super) fn statistics<T: Manager>(tx: &mut Tx<'_>, request: &ListRequest) -> Result<Reply> {
     let mut select = request.conditions::<T>(tx)?;
-    T::list_item_filter(tx, &mut select)?;
+    pipeline::narrow(tx, &mut select)?;
     let level = tx.level();
     let status = T::meta().field("status").filter(|f| f.stored && f.list.allows(level));
     let mut total = 0;

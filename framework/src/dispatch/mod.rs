@@ -2,6 +2,7 @@
 //! resource. Generic over the type and as thin as can be; what needs only
 //! metadata is in functions that are compiled once.
 
+mod any_row;
 mod apply;
 mod batch;
 mod export;
@@ -19,6 +20,7 @@ use std::any::{Any, TypeId};
 use std::marker::PhantomData;
 
 use crate::ctx::Tx;
+use crate::db::Sql;
 use crate::event::{Change, Told, Watched, rows};
 use crate::model::{Action, ActionInput, Manager, Meta};
 use crate::query::{ListRequest, Visible};
@@ -84,6 +86,8 @@ pub struct Shown {
     pub mask: Option<u64>,
     /// Names of the extra columns; `None`: all.
     pub extra: Option<Vec<String>>,
+    /// Whether to show the tags.
+    pub tags: bool,
 }
 
 /// The dispatcher of one type, without the type: object-safe, synchronous,
@@ -151,11 +155,11 @@ pub trait ResourceHandler: Send + Sync {
     /// # Errors
     /// 400, 403, 404, 409, 412, and as the hooks say.
     fn update(&self, tx: &mut Tx<'_>, id: &str, body: &[u8], known: &IfMatch, patch: bool) -> Result<Reply>;
-    /// `DELETE /<plural>/<id>`.
+    /// `DELETE /<plural>/<id>`; `purge`: for good, where the type has a trash.
     ///
     /// # Errors
     /// 404, 409, 412, and as the hooks say.
-    fn delete(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> Result<Reply>;
+    fn delete(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch, purge: bool) -> Result<Reply>;
     /// `POST /<plural>/<id>/<action>` and `GET /<plural>/<id>/<detail>`, inside
     /// the transaction; `write` where it may change the row.
     ///
@@ -174,11 +178,12 @@ pub trait ResourceHandler: Send + Sync {
     /// # Errors
     /// As the method says.
     fn act_class(&self, tx: &mut Tx<'_>, action: &'static Action, input: &ActionInput) -> Result<Reply>;
-    /// The row, for an action outside of the transaction.
+    /// The row, for an action outside of the transaction; `change`: one that
+    /// is to change it.
     ///
     /// # Errors
-    /// 404, 412.
-    fn load(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> Result<Box<dyn Any + Send>>;
+    /// 404, 409, 412.
+    fn load(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch, change: bool) -> Result<Box<dyn Any + Send>>;
     /// What an action gave, as a body; for actions outside of the transaction
     /// that answer a row.
     ///
@@ -214,6 +219,21 @@ pub trait ResourceHandler: Send + Sync {
     /// # Errors
     /// As the hooks say.
     fn changed(&self, tx: &mut Tx<'_>, watched: &Watched, changes: &[Change]) -> Result<Vec<Told>>;
+    /// The id of the row that has this id or name, if the caller may see it.
+    ///
+    /// # Errors
+    /// 404, 409.
+    fn resolve(&self, tx: &mut Tx<'_>, id: &str) -> Result<String>;
+    /// `SELECT` of the ids of all rows that the caller may see.
+    ///
+    /// # Errors
+    /// As the hooks say.
+    fn visible_ids(&self, tx: &mut Tx<'_>) -> Result<Sql<'static>>;
+    /// Deletes the rows that refer by this field to one that goes.
+    ///
+    /// # Errors
+    /// As the hooks say.
+    fn detach(&self, tx: &mut Tx<'_>, field: &'static str, id: &str) -> Result<()>;
 }
 
 /// The dispatcher of a type.
@@ -279,8 +299,8 @@ impl<T: Manager> ResourceHandler for Handler<T> {
         pipeline::update::<T>(tx, id, body, known, patch)
     }
 
-    fn delete(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> Result<Reply> {
-        pipeline::delete::<T>(tx, id, known)
+    fn delete(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch, purge: bool) -> Result<Reply> {
+        pipeline::delete::<T>(tx, id, known, purge)
     }
 
     fn act(
@@ -298,8 +318,12 @@ impl<T: Manager> ResourceHandler for Handler<T> {
         pipeline::act_class::<T>(tx, action, input)
     }
 
-    fn load(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> Result<Box<dyn Any + Send>> {
+    fn load(&self, tx: &mut Tx<'_>, id: &str, known: &IfMatch, change: bool) -> Result<Box<dyn Any + Send>> {
         let row = pipeline::find::<T>(tx, id, false)?;
+        if change {
+            crate::sharing::expect_own(tx, &row)?;
+            crate::trash::expect_living(&row)?;
+        }
         known.check(T::meta().keyword(), id, row.base().anon().version)?;
         Ok(Box::new(row))
     }
@@ -343,5 +367,20 @@ impl<T: Manager> ResourceHandler for Handler<T> {
 
     fn changed(&self, tx: &mut Tx<'_>, watched: &Watched, changes: &[Change]) -> Result<Vec<Told>> {
         rows::changed::<T>(tx, watched, changes)
+    }
+
+    fn resolve(&self, tx: &mut Tx<'_>, id: &str) -> Result<String> {
+        let row = pipeline::find::<T>(tx, id, false)?;
+        Ok(row.base().anon().id.clone())
+    }
+
+    fn visible_ids(&self, tx: &mut Tx<'_>) -> Result<Sql<'static>> {
+        let mut select = T::select();
+        T::list_item_filter(tx, &mut select)?;
+        Ok(select.ids(tx))
+    }
+
+    fn detach(&self, tx: &mut Tx<'_>, field: &'static str, id: &str) -> Result<()> {
+        pipeline::detach::<T>(tx, field, id)
     }
 }

@@ -1,24 +1,38 @@
 //! The pipelines themselves. The order of the hooks is the design's; change
 //! it there first.
 
-use super::{IfMatch, Part, Reply, Shown, merge};
+use super::any_row::Typed;
+use super::{Handler, IfMatch, Part, Reply, Shown, merge};
 use crate::ctx::{Tx, values};
 use crate::model::{
     Action, ActionInput, ActionKind, ActionOutput, Entries, Extra, Input as _, JsonObject, Manager, Meta,
     Mode, Record, Run,
 };
-use crate::query::ListRequest;
+use crate::query::{ListRequest, Marked, Select};
 use crate::webhook::expect_admitted;
-use crate::{Error, Result};
+use crate::{Error, Result, context, owner, sharing, tags, trash};
 
 /// The row, if the caller may see it; `lock` to change it.
 pub(super) fn find<T: Manager>(tx: &mut Tx<'_>, id: &str, lock: bool) -> Result<T> {
-    let mut select = T::select().id_or_name(id).limit(2);
+    let meta = T::meta();
+    let mut select = T::select().pending(Marked::Any).limit(2);
+    if !id.is_empty() || meta.source.joint.is_none() {
+        select = select.id_or_name(id);
+    }
+    if meta.trash() {
+        select = select.order("pending_deleted", false);
+    }
     if lock {
         select = select.for_update();
     }
-    T::list_item_filter(tx, &mut select)?;
+    narrow(tx, &mut select)?;
     let mut rows = select.rows(tx)?;
+    if rows.len() > 1 {
+        // What lives beats what lies in the trash.
+        if trash::expect_living(&rows[0]).is_ok() && trash::expect_living(&rows[1]).is_err() {
+            rows.truncate(1);
+        }
+    }
     if rows.len() > 1 {
         // An id beats a name.
         if let Some(at) = rows.iter().position(|row| row.base().anon().id == id) {
@@ -31,13 +45,33 @@ pub(super) fn find<T: Manager>(tx: &mut Tx<'_>, id: &str, lock: bool) -> Result<
         let text = format!("several {} are named {id}; use the id", T::meta().plural());
         return Err(Error::conflict(text).class("AmbiguousNameError"));
     }
-    let row = rows.pop().ok_or_else(|| Error::not_found(T::meta().keyword(), id))?;
+    let row = rows.pop().ok_or_else(|| match id {
+        "" => Error::new(crate::Kind::NotFound, format!("there is no {} of these two", meta.keyword()))
+            .class("ResourceNotFoundError"),
+        id => Error::not_found(meta.keyword(), id),
+    })?;
     if lock {
+        sharing::expect_own(tx, &row)?;
         tx.remember(&row);
     }
     Ok(row)
 }
 
+/// What the framework itself adds to the rows of a page, where there is any.
+pub(super) fn describe<T: Manager>(tx: &mut Tx<'_>, rows: &[T], extra: &mut [Extra]) -> Result<()> {
+    context::describe(tx, rows, extra)?;
+    sharing::describe(tx, rows, extra)?;
+    T::get_customize_columns(tx, rows, extra)
+}
+
+/// What the path and the type's hook leave of the rows that a caller may see.
+pub(super) fn narrow<T: Manager>(tx: &mut Tx<'_>, select: &mut Select<T>) -> Result<()> {
+    context::narrow(tx, select)?;
+    context::both_sides(tx, select)?;
+    T::list_item_filter(tx, select)
+}
+
+/// Writes a row as the caller may see it.
 pub(crate) fn write_row<T: Record>(
     out: &mut Vec<u8>,
     row: &T,
@@ -60,8 +94,11 @@ pub(super) fn reply<T: Manager>(tx: &mut Tx<'_>, row: &T, shown: &Shown) -> Resu
     let meta = T::meta();
     let mut extra = [Extra::default()];
     if shown.extra.as_ref().is_none_or(|names| !names.is_empty()) {
-        T::get_customize_columns(tx, std::slice::from_ref(row), &mut extra)?;
+        describe(tx, std::slice::from_ref(row), &mut extra)?;
         row.get_extra_details(tx, &mut extra[0])?;
+    }
+    if shown.tags {
+        tags::describe(tx, std::slice::from_ref(row), &mut extra)?;
     }
     let mask = shown.mask.unwrap_or(u64::MAX) & meta.get_mask(tx.level());
     let task = tx.started_task.take();
@@ -134,15 +171,20 @@ pub(super) fn check_references(
 fn make<T: Manager>(tx: &mut Tx<'_>, body: &[u8], checked: &mut Checked) -> Result<T> {
     let meta = T::meta();
     expect_admitted(tx, meta, "create")?;
-    let entries = crate::model::entries(body, meta.keyword(), meta.plural())?;
+    let above = context::members(tx, meta)?;
+    let mut entries = crate::model::entries(body, meta.keyword(), meta.plural())?;
+    context::fill(tx, meta, &mut entries, &above)?;
+    let tags = tags::take(tx, meta, &mut entries)?;
     let mut input = T::Create::default();
     crate::model::fill(meta, &entries, tx.level(), Mode::Create, &mut input)?;
     check_references(tx, meta, &entries, checked)?;
+    owner::given(tx, meta, &entries, &mut input)?;
     T::validate_create_data(tx, &mut input)?;
     let mut row = T::from_create(&input);
     row.stamp(&tx.stamp());
     row.customize_create(tx, &input)?;
-    tx.insert_and_log(&row, "create")?;
+    tx.insert_and_log(&row, "create").map_err(|error| context::explain(meta, error))?;
+    tags::attach(tx, &row, &tags)?;
     row.post_create(tx, &input)?;
     Ok(row)
 }
@@ -199,12 +241,12 @@ pub(super) fn create_many<T: Manager>(tx: &mut Tx<'_>, bodies: &[String]) -> Res
 /// Ids of the rows that a batch is about, held to the transaction's end.
 pub(super) fn ids<T: Manager>(tx: &mut Tx<'_>, request: &ListRequest, most: usize) -> Result<Vec<String>> {
     let mut select = request.conditions::<T>(tx)?.order("id", false).for_update();
-    T::list_item_filter(tx, &mut select)?;
+    narrow(tx, &mut select)?;
     let limit = i64::try_from(most).unwrap_or(i64::MAX).saturating_add(1);
     let rows = select.limit(limit).rows(tx)?;
     if rows.len() > most {
         let mut select = request.conditions::<T>(tx)?;
-        T::list_item_filter(tx, &mut select)?;
+        narrow(tx, &mut select)?;
         let n = select.count(tx)?;
         let text = format!("{n} {} match, at most {most} at once; nothing was done", T::meta().plural());
         return Err(Error::bad_request(text).class("TooManyRowsError"));
@@ -230,6 +272,8 @@ pub(super) fn update<T: Manager>(
     crate::model::fill(meta, &entries, tx.level(), Mode::Update, &mut input)?;
     let mut row = find::<T>(tx, id, true)?;
     known.check(meta.keyword(), id, row.base().anon().version)?;
+    trash::expect_living(&row)?;
+    context::contradicts(&entries, &context::members(tx, meta)?)?;
     if patch {
         for (i, value) in merge::merged(&row, &entries)? {
             let key = entries[i].0.as_ref();
@@ -237,38 +281,68 @@ pub(super) fn update<T: Manager>(
         }
     }
     check_references(tx, meta, &entries, &mut Checked::new())?;
-    change(tx, &mut row, &mut input)?;
+    change(tx, &mut row, &mut input, "update")?;
     reply(tx, &row, &Shown::default())
 }
 
 /// Changes a row that is locked. Nothing to change is no change: no new
 /// version, no record.
-pub(super) fn change<T: Manager>(tx: &mut Tx<'_>, row: &mut T, input: &mut T::Update) -> Result<()> {
+pub(super) fn change<T: Manager>(
+    tx: &mut Tx<'_>,
+    row: &mut T,
+    input: &mut T::Update,
+    action: &str,
+) -> Result<()> {
     row.validate_update_data(tx, input)?;
     let old = row.clone();
     row.apply(input);
     row.pre_update(tx, input)?;
     let before = values(&old);
     if values(row) != before {
-        tx.save_and_log(row, "update", &before)?;
+        tx.save_and_log(row, action, &before)?;
         row.post_update(tx, &old)?;
     }
     Ok(())
 }
 
-pub(super) fn delete<T: Manager>(tx: &mut Tx<'_>, id: &str, known: &IfMatch) -> Result<Reply> {
+pub(super) fn delete<T: Manager>(tx: &mut Tx<'_>, id: &str, known: &IfMatch, purge: bool) -> Result<Reply> {
     let meta = T::meta();
     expect_admitted(tx, meta, "delete")?;
     let mut row = find::<T>(tx, id, true)?;
     known.check(meta.keyword(), id, row.base().anon().version)?;
     row.validate_delete_condition(tx)?;
+    if !purge && trash::mark(tx, &mut row)? {
+        return reply(tx, &row, &Shown::default());
+    }
+    destroy(tx, &mut row)?;
+    reply(tx, &row, &Shown::default())
+}
+
+/// A delete of a row that may be deleted, with its hooks and what goes with it.
+fn destroy<T: Manager>(tx: &mut Tx<'_>, row: &mut T) -> Result<()> {
+    let ctx = tx.ctx;
+    for by in T::meta().cascades() {
+        if let Some(of) = ctx.core().registry.keyword(by.keyword) {
+            of.handler.detach(tx, by.column, &row.base().anon().id)?;
+        }
+    }
     let old = row.clone();
     row.customize_delete(tx)?;
     row.pre_delete(tx)?;
     row.delete(tx)?;
-    tx.log(&row, "delete", Some(&values(&old)))?;
-    row.post_delete(tx)?;
-    reply(tx, &row, &Shown::default())
+    tx.log(row, "delete", Some(&values(&old)))?;
+    row.post_delete(tx)
+}
+
+/// Deletes the rows that refer to one that goes, each as if it were asked for.
+pub(super) fn detach<T: Manager>(tx: &mut Tx<'_>, field: &'static str, id: &str) -> Result<()> {
+    expect_admitted(tx, T::meta(), "delete")?;
+    let select = T::select().unscoped().pending(Marked::Any).eq(field, id.to_owned()).for_update();
+    for mut row in select.rows(tx)? {
+        row.validate_delete_condition(tx)?;
+        destroy(tx, &mut row)?;
+    }
+    Ok(())
 }
 
 pub(super) fn act<T: Manager>(
@@ -278,13 +352,23 @@ pub(super) fn act<T: Manager>(
     input: &ActionInput,
     known: &IfMatch,
 ) -> Result<Reply> {
-    let Run::Item(run) = action.run else { return Err(Error::internal("not an action on a row")) };
     let changes = action.kind == ActionKind::Item;
     if changes {
         expect_admitted(tx, T::meta(), action.name)?;
     }
     let mut row = find::<T>(tx, id, changes)?;
     known.check(T::meta().keyword(), id, row.base().anon().version)?;
+    if changes && action.name != trash::UNDELETE {
+        trash::expect_living(&row)?;
+    }
+    let run = match action.run {
+        Run::Item(run) => run,
+        Run::AnyItem(run) => {
+            let output = run(&mut Typed(&mut row), tx, input)?;
+            return finish::<T>(tx, Some(&row), T::meta().keyword(), output);
+        }
+        _ => return Err(Error::internal("not an action on a row")),
+    };
     let old = changes.then(|| row.clone());
     let output = run(&mut row, tx, input)?;
     if let Some(old) = old {
@@ -298,11 +382,14 @@ pub(super) fn act_class<T: Manager>(
     action: &'static Action,
     input: &ActionInput,
 ) -> Result<Reply> {
-    let Run::Class(run) = action.run else { return Err(Error::internal("not an action on the class")) };
     if action.kind == ActionKind::Class {
         expect_admitted(tx, T::meta(), action.name)?;
     }
-    let output = run(tx, input)?;
+    let output = match action.run {
+        Run::Class(run) => run(tx, input)?,
+        Run::AnyClass(run) => run(&Handler::<T>::NEW, tx, input)?,
+        _ => return Err(Error::internal("not an action on the class")),
+    };
     finish::<T>(tx, None, T::meta().plural(), output)
 }
 

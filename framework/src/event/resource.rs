@@ -155,7 +155,7 @@ pub(crate) async fn of_row(
     if let Some((key, _)) = params.iter().find(|(key, _)| key == "obj_type" || key == "obj_id") {
         return Err(Error::field(key.clone().into_owned(), "is in the path already"));
     }
-    let bare = Shown { mask: Some(0), extra: Some(Vec::new()) };
+    let bare = Shown { mask: Some(0), extra: Some(Vec::new()), tags: false };
     let found = ctx.read(Cost::Bounded, move |tx| of.get(tx, &id, &bare)).await?;
     let mut params = params.to_vec();
     params.push(("obj_type".into(), of.meta().keyword().into()));

@@ -46,7 +46,7 @@ impl FromRow for Change {
 /// The columns of a position.
 fn position(dialect: Dialect) -> &'static str {
     match dialect {
-        Dialect::Sqlite => "0, \"seq\"",
+        Dialect::Sqlite | Dialect::Mysql => "0, \"seq\"",
         Dialect::Postgres => "\"xid\", \"seq\"",
     }
 }
@@ -54,7 +54,7 @@ fn position(dialect: Dialect) -> &'static str {
 /// Records after a position.
 fn after(sql: &mut Sql<'_>, dialect: Dialect, at: Position) {
     match dialect {
-        Dialect::Sqlite => sql.push("\"seq\" > ").bind(at.seq),
+        Dialect::Sqlite | Dialect::Mysql => sql.push("\"seq\" > ").bind(at.seq),
         Dialect::Postgres => {
             sql.push("(\"xid\", \"seq\") > (").bind(at.xid).push(", ").bind(at.seq).push(")")
         }
@@ -64,17 +64,18 @@ fn after(sql: &mut Sql<'_>, dialect: Dialect, at: Position) {
 /// The order of the feed.
 fn order(dialect: Dialect, desc: bool) -> &'static str {
     match (dialect, desc) {
-        (Dialect::Sqlite, false) => " ORDER BY \"seq\"",
-        (Dialect::Sqlite, true) => " ORDER BY \"seq\" DESC",
+        (Dialect::Sqlite | Dialect::Mysql, false) => " ORDER BY \"seq\"",
+        (Dialect::Sqlite | Dialect::Mysql, true) => " ORDER BY \"seq\" DESC",
         (Dialect::Postgres, false) => " ORDER BY \"xid\", \"seq\"",
         (Dialect::Postgres, true) => " ORDER BY \"xid\" DESC, \"seq\" DESC",
     }
 }
 
-/// Only records that none can come before any more.
+/// Only records that none can come before any more. MySQL tells nobody which
+/// transactions run: there a record that commits late can be passed over.
 fn settled(dialect: Dialect) -> &'static str {
     match dialect {
-        Dialect::Sqlite => "TRUE",
+        Dialect::Sqlite | Dialect::Mysql => "TRUE",
         Dialect::Postgres => "\"xid\" < pg_snapshot_xmin(pg_current_snapshot())::text::bigint",
     }
 }
@@ -128,7 +129,7 @@ pub(super) enum Standing {
 /// Whether one can go on from a position.
 pub(super) fn standing(conn: &mut AnyConnection, at: Position) -> Result<Standing> {
     let sql = Sql::new(match conn.dialect() {
-        Dialect::Sqlite => {
+        Dialect::Sqlite | Dialect::Mysql => {
             "SELECT \"xid\", \"seq\", 0, (SELECT COALESCE(MAX(\"seq\"), 0) FROM \"ops_log\") FROM \"feed_horizon\""
         }
         Dialect::Postgres => {
@@ -169,7 +170,7 @@ pub(super) fn sweep(conn: &mut AnyConnection, before: i64) -> Result<usize> {
     let horizon = horizon.value(last.seq).text(" WHERE (\"xid\", \"seq\") < (").value(last.xid).text(", ");
     db::execute(conn, &horizon.value(last.seq).text(")"))?;
     let sql = match dialect {
-        Dialect::Sqlite => Sql::new("DELETE FROM \"ops_log\" WHERE \"seq\" <= ").value(last.seq),
+        Dialect::Sqlite | Dialect::Mysql => Sql::new("DELETE FROM \"ops_log\" WHERE \"seq\" <= ").value(last.seq),
         Dialect::Postgres => Sql::new("DELETE FROM \"ops_log\" WHERE (\"xid\", \"seq\") <= (")
             .value(last.xid)
             .text(", ")

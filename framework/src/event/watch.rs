@@ -176,7 +176,7 @@ async fn watched(
     }
     let (mask, extra) = query::selection(meta, params, meta.get_mask(level))?;
     // 404 comes before the stream.
-    let bare = Shown { mask: Some(0), extra: Some(Vec::new()) };
+    let bare = Shown { mask: Some(0), extra: Some(Vec::new()), tags: false };
     let found = ctx.read(Cost::Bounded, move |tx| handler.get(tx, &item, &bare)).await?;
     let mut request = query::parse(ctx, meta, &[])?;
     (request.mask, request.extra) = (mask, extra);

@@ -5,7 +5,7 @@ use schemars::SchemaGenerator;
 use serde_json::{Value, json};
 
 use crate::dispatch::{MOST_CREATED, MOST_ROWS};
-use crate::model::{Action, ActionKind, Field};
+use crate::model::{Action, ActionKind, Field, Meta};
 use crate::registry::{Registry, Type};
 use crate::{Error, Result};
 
@@ -19,7 +19,7 @@ pub(super) fn document(registry: &Registry, plural: Option<&str>) -> Result<Vec<
         Some(name) => {
             let found = registry.get(name).or_else(|| registry.keyword(name));
             let of = found.ok_or_else(|| Error::not_found("resource", name))?;
-            json!({"resource": full(of)})
+            json!({"resource": full(registry, of)})
         }
     };
     serde_json::to_vec(&value).map_err(Error::internal)
@@ -43,13 +43,13 @@ fn summary(of: &Type) -> Value {
     })
 }
 
-fn full(of: &Type) -> Value {
+fn full(registry: &Registry, of: &Type) -> Value {
     let meta = of.handler.meta();
     let mut generator = super::openapi::generator();
     let mut value = summary(of);
     value["fields"] = meta.fields().iter().map(|f| field(f, &mut generator)).collect();
     value["extra"] =
-        meta.source.extra.iter().map(|(name, doc)| json!({"name": name, "description": doc})).collect();
+        meta.extra().iter().map(|(name, doc)| json!({"name": name, "description": doc})).collect();
     value["actions"] = of.actions.values().map(|a| action(a, &mut generator)).collect();
     if meta.source.verbs.list != crate::auth::Access::Never {
         let path = format!("/{}/statistics", meta.plural());
@@ -57,8 +57,26 @@ fn full(of: &Type) -> Value {
         value["exports"] = json!(["csv", "ndjson"]);
     }
     value["batch"] = json!({"most_created": MOST_CREATED, "most_rows": MOST_ROWS, "apply": meta.has("name")});
+    value["contexts"] = contexts(registry, meta).into();
+    value["joint"] = json!(meta.source.joint.map(|(one, other)| [one, other]));
+    value["owner"] = json!(meta.source.owner);
     value["schemas"] = json!(generator.take_definitions(true));
     value
+}
+
+/// Where the type's rows are found below rows of another.
+fn contexts(registry: &Registry, meta: &Meta) -> Vec<Value> {
+    let all = registry.contexts();
+    let here = all.iter().filter(|(_, it)| it.leads_to == meta.plural());
+    here.map(|((above, name), it)| {
+        json!({
+            "path": format!("/{above}/{{id}}/{name}"),
+            "resource": above,
+            "field": it.field,
+            "joint": it.other.is_some(),
+        })
+    })
+    .collect()
 }
 
 fn field(it: &Field, generator: &mut SchemaGenerator) -> Value {
@@ -83,6 +101,7 @@ fn field(it: &Field, generator: &mut SchemaGenerator) -> Value {
         "indexed": it.index,
         "searched": it.search,
         "references": it.references,
+        "cascade": it.cascade,
         "choices": it.choices,
         "min": it.range.min,
         "max": it.range.max,

@@ -4,6 +4,7 @@
 
 mod discovery;
 mod export;
+mod nested;
 mod openapi;
 mod openapi_writes;
 mod problem;

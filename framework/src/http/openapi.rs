@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::App;
 use crate::auth::Access;
+use crate::context::Context;
 use crate::model::{Action, ActionKind, Field, Meta};
 use crate::registry::{Registry, Type};
 
@@ -55,6 +56,9 @@ fn document(registry: &Registry) -> Value {
     let mut schemas = Map::new();
     for of in registry.types() {
         type_paths(of, &mut generator, &mut paths, &mut schemas);
+    }
+    for (place, context) in &registry.contexts() {
+        nested_paths(registry, *place, context, &mut paths);
     }
     for extra in inventory::iter::<ExtraPaths> {
         for (path, item) in (extra.paths)(&mut generator) {
@@ -171,8 +175,14 @@ fn type_schemas(meta: &Meta, generator: &mut SchemaGenerator, schemas: &mut Map<
     let required = meta.fields().iter().filter(|f| f.create.required).map(|f| f.name);
     add("Create", created.collect(), true, required.collect());
     add("Update", meta.fields().iter().filter(|f| f.update != Access::Never).collect(), true, Vec::new());
+    let created = schemas.get_mut(&format!("{name}Create")).and_then(|s| s.get_mut("properties"));
+    if let (Some(Value::Object(properties)), true) = (created, meta.tagged()) {
+        let text = json!({"type": "string"});
+        let tags = json!({"type": "object", "additionalProperties": text, "description": "Its tags."});
+        properties.insert("metadata".into(), tags);
+    }
     if let Some(Value::Object(properties)) = schemas.get_mut(&name).and_then(|s| s.get_mut("properties")) {
-        for (extra, doc) in meta.source.extra {
+        for (extra, doc) in meta.extra() {
             properties.insert((*extra).to_owned(), json!({"description": doc}));
         }
     }
@@ -244,9 +254,13 @@ fn filter_parameters(meta: &Meta, generator: &mut SchemaGenerator) -> Vec<Value>
     ];
     // A type's own field beats a word.
     parameters.retain(|it| !it["name"].as_str().is_some_and(|name| meta.has(name)));
-    let marks = [("deleted", "For administrators: deleted rows."), ("pending_deleted", "Rows in the bin.")];
+    let marks = [("deleted", "For administrators: deleted rows."), ("pending_deleted", "Rows in the trash.")];
     for (name, doc) in marks.into_iter().filter(|(name, _)| meta.has(name)) {
         parameters.push(query(name, json!({"enum": ["true", "false", "any"]}), doc));
+    }
+    if meta.tagged() {
+        parameters.push(query("tag", texts(), "A tag that the rows have: `key` or `key:value`."));
+        parameters.push(query("without_tag", texts(), "A key that the rows have no tag of."));
     }
     for field in meta.stored().filter(|f| f.list != Access::Never && !marks.iter().any(|(m, _)| *m == f.name))
     {
@@ -368,11 +382,16 @@ fn type_paths(
     }
     if verbs.get != Access::Never {
         let mut it = operation(&format!("{plural}.get"), plural, &format!("Get a {keyword}"), ("200", row()));
-        let fields = [
+        let mut parameters = vec![
             parameter("field", "query", false, json!({"type": "string"}), "Fields to show."),
             parameter("exclude", "query", false, json!({"type": "string"}), "Fields to leave out."),
         ];
-        it["parameters"] = [fields.to_vec(), watch_parameters(meta)].concat().into();
+        if meta.shows_tags() {
+            let words = json!({"enum": ["true", "false"]});
+            parameters.push(parameter("tags", "query", false, words, "Whether to show its tags."));
+        }
+        parameters.extend(watch_parameters(meta));
+        it["parameters"] = parameters.into();
         item.insert("get".into(), it);
     }
     if verbs.update != Access::Never {
@@ -388,6 +407,11 @@ fn type_paths(
         let mut it =
             operation(&format!("{plural}.delete"), plural, &format!("Delete a {keyword}"), ("200", row()));
         it["parameters"] = json!([if_match()]);
+        if meta.trash() {
+            let words = json!({"enum": ["true", "false"]});
+            let purge = parameter("purge", "query", false, words, "For good, not into the trash.");
+            it["parameters"] = json!([if_match(), purge]);
+        }
         item.insert("delete".into(), it);
     }
     if !class.is_empty() {
@@ -420,6 +444,60 @@ fn type_paths(
         }
     }
     super::openapi_writes::add(of, &name, generator, paths);
+}
+
+/// A type's rows below a row of another: lists and creates, and of joint types
+/// the row of two others. They are the plain operations with an id before them;
+/// further paths, which answer as the plain ones do, discovery tells of.
+fn nested_paths(
+    registry: &Registry,
+    (above, below): (&'static str, &'static str),
+    context: &Context,
+    paths: &mut Map<String, Value>,
+) {
+    let taken = |of: &Type| {
+        let word = |kind: &ActionKind| matches!(kind, ActionKind::Detail | ActionKind::Item);
+        of.actions.keys().any(|(kind, name)| word(kind) && *name == below)
+    };
+    let (Some(of), false) = (registry.get(context.leads_to), registry.get(above).is_none_or(taken)) else {
+        return;
+    };
+    let plural = of.handler.meta().plural();
+    let id = |name: &str, of: &str| {
+        parameter(name, "path", true, json!({"type": "string"}), &format!("Id or name, of {of}."))
+    };
+    let mut copy = |from: &str, to: String, methods: &[&str], first: Value, rename: &str| {
+        let mut item = Map::new();
+        for method in methods {
+            let Some(mut it) = paths.get(from).and_then(|item| item.get(method)).cloned() else { continue };
+            it["operationId"] = format!("{above}.{rename}.{method}").into();
+            item.insert((*method).to_owned(), it);
+        }
+        if !item.is_empty() {
+            item.insert("parameters".into(), first);
+            paths.insert(to, item.into());
+        }
+    };
+    let (class, row) = (format!("/{plural}"), format!("/{plural}/{{id}}"));
+    let one = format!("/{above}/{{id}}/{below}");
+    match context.other {
+        None => copy(&class, one, &["get", "post"], json!([id("id", above)]), below),
+        Some(_) => {
+            copy(&class, one.clone(), &["get"], json!([id("id", above)]), below);
+            let both = json!([id("id", above), id("other_id", below)]);
+            let two = format!("{one}/{{other_id}}");
+            copy(&row, two.clone(), &["get", "put", "patch", "delete"], both.clone(), &format!("{below}.of"));
+            let Some(mut attach) = paths.get(&class).and_then(|item| item.get("post")).cloned() else {
+                return;
+            };
+            attach["operationId"] = format!("{above}.{below}.attach").into();
+            // The path says both sides; a body says the rest, if there is any.
+            attach["requestBody"] =
+                json!({"required": false, "content": {"application/json": {"schema": {"type": "object"}}}});
+            let entry = paths.entry(two).or_insert_with(|| json!({"parameters": both}));
+            entry["post"] = attach;
+        }
+    }
 }
 
 fn action_operation(

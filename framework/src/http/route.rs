@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use actix_web::http::Method;
 
+use super::nested;
+use crate::context::Nested;
 use crate::ctx::Core;
 use crate::model::{Action, ActionKind};
 use crate::registry::Type;
@@ -26,6 +28,8 @@ pub(crate) enum Target {
     Action(&'static Action, Option<String>),
     /// The records of one row.
     Events(String),
+    /// The same below a row of another type.
+    Nested(Box<Target>, Nested),
 }
 
 /// Finds what the path means.
@@ -49,6 +53,11 @@ pub(crate) fn route<'a>(
         };
     }
     let Some(of) = core.registry.get(plural) else { return Err(nowhere()) };
+    if segments.len() > 2
+        && let Some(found) = nested::route(core, method, segments)?
+    {
+        return Ok(found);
+    }
     let action = |kind, name: &str| of.actions.get(&(kind, name)).copied();
     let no_action = |name: &str| {
         let text = format!(

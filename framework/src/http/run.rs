@@ -7,13 +7,14 @@ use actix_web::http::StatusCode;
 use actix_web::web;
 
 use super::export::{self, Export};
+use super::nested;
 use super::route::Target;
 use super::write::{self, Manner, write};
 use crate::auth::UserCred;
 use crate::ctx::{Ctx, Tx};
 use crate::db::{Cost, Done, Lock};
 use crate::dispatch::{Each, IfMatch, Reply, ResourceHandler, Rows, Shown, apply_each, bodies, enveloped};
-use crate::model::{Action, ActionInput, ActionKind, ActionOutput, Meta, Run, Scope};
+use crate::model::{Action, ActionInput, ActionKind, ActionOutput, Meta, Owner, Run};
 use crate::registry::Type;
 use crate::webhook::{Admitted, admit};
 use crate::{Error, Result, policy, query};
@@ -40,37 +41,39 @@ pub(super) struct Answer {
 /// The name of the class lock: one for each owner, so that nobody waits for a
 /// stranger.
 fn class_lock(meta: &Meta, cred: &UserCred) -> Lock {
-    let owner = match meta.source.scope {
-        Scope::All => "",
-        Scope::Domain => &cred.domain_id,
-        Scope::Project => &cred.project_id,
-        Scope::User => &cred.user_id,
-    };
-    Lock { name: format!("{}/{owner}", meta.plural()), fenced: meta.fenced() }
+    let (domain_id, project_id, user_id) = (&cred.domain_id, &cred.project_id, &cred.user_id);
+    let name = crate::owner::lock_of(meta, Owner { domain_id, project_id, user_id });
+    Lock { name, fenced: meta.fenced() }
 }
 
 /// Parameters that only a list has are refused elsewhere, like all unknown ones.
 fn shown(meta: &Meta, params: &query::Params<'_>, cred: &UserCred) -> Result<Shown> {
-    if let Some((key, _)) = params.iter().find(|(key, _)| key != "field" && key != "exclude") {
+    let tags = query::shows_tags(meta, params)?;
+    let known = |key: &str| key == "field" || key == "exclude" || (key == "tags" && meta.shows_tags());
+    if let Some((key, _)) = params.iter().find(|(key, _)| !known(key)) {
         return Err(Error::field(key.clone().into_owned(), "is not a known parameter"));
     }
     if params.is_empty() {
         return Ok(Shown::default());
     }
     let (mask, extra) = query::selection(meta, params, meta.get_mask(cred.level))?;
-    Ok(Shown { mask: Some(mask), extra })
+    let extra = if tags { query::with_tags(extra) } else { extra };
+    Ok(Shown { mask: Some(mask), extra, tags })
 }
 
-/// Whether a delete is to be forced, where that means something.
-fn force(handler: &dyn ResourceHandler, params: &query::Params<'_>) -> Result<bool> {
-    let mut force = false;
+/// Whether a delete is to be forced, and whether it is for good, where that
+/// means something.
+fn how_to_delete(handler: &dyn ResourceHandler, params: &query::Params<'_>) -> Result<(bool, bool)> {
+    let (mut force, mut purge) = (false, false);
     for (key, value) in params {
-        if key != "force" || !handler.takes_force() {
-            return Err(Error::field(key.clone().into_owned(), "is not a known parameter"));
-        }
-        force = value.parse().map_err(|_| Error::field("force", "must be true or false"))?;
+        let to = match key.as_ref() {
+            "force" if handler.takes_force() => &mut force,
+            "purge" if handler.meta().trash() => &mut purge,
+            key => return Err(Error::field(key, "is not a known parameter")),
+        };
+        *to = value.parse().map_err(|_| Error::field(key.as_ref(), "must be true or false"))?;
     }
-    Ok(force)
+    Ok((force, purge))
 }
 
 pub(super) async fn run(
@@ -94,6 +97,10 @@ pub(super) async fn run(
         ..Answer::default()
     };
     match target {
+        Target::Nested(target, within) => {
+            nested::allowed(ctx.core(), of, &within, &cred)?;
+            Box::pin(run(of, *target, ctx.within(within), params, body, manner)).await
+        }
         Target::Discovery(_) => Err(Error::internal("discovery is no resource")),
         Target::List => {
             allowed(verbs.list, "list")?;
@@ -178,12 +185,13 @@ pub(super) async fn run(
         }
         Target::Delete(id) => {
             allowed(verbs.delete, "delete")?;
-            let ctx = ctx.with_force(force(handler, &manner.params(params)?)?);
+            let (force, purge) = how_to_delete(handler, &manner.params(params)?)?;
+            let ctx = ctx.with_force(force);
             expect_no_body(&body)?;
             let it = admit(ctx, of, "delete", Some(id), body, manner.known.clone()).await?;
             let explain = Admitted::explain(it.is_pinned());
             let Admitted { ctx, id, known, .. } = it;
-            let work = move |tx: &mut Tx<'_>| Ok(write::row(meta, handler.delete(tx, &id, &known)?));
+            let work = move |tx: &mut Tx<'_>| Ok(write::row(meta, handler.delete(tx, &id, &known, purge)?));
             write(&ctx, None, manner, work).await.map_err(explain)
         }
         Target::DeleteMany => {
@@ -193,7 +201,7 @@ pub(super) async fn run(
         }
         Target::ActMany(action) => {
             allowed(action.access.unwrap_or(verbs.update), action.name)?;
-            if !matches!(action.run, Run::Item(_)) {
+            if !matches!(action.run, Run::Item(_) | Run::AnyItem(_)) {
                 let text = format!("{} runs outside of any transaction: ask for it one by one", action.name);
                 return Err(Error::bad_request(text).class("BatchNotPossibleError"));
             }
@@ -273,20 +281,20 @@ async fn act(
     let id = id.unwrap_or_default();
     let known = manner.known.clone();
     let (made, statements, db) = match action.run {
-        Run::Item(_) if reading => {
+        Run::Item(_) | Run::AnyItem(_) if reading => {
             let done =
                 ctx.read(Cost::Unbounded, move |tx| handler.act(tx, &id, action, &input, &known)).await?;
             (write::acted(done.value), done.statements, done.time)
         }
-        Run::Class(_) if reading => {
+        Run::Class(_) | Run::AnyClass(_) if reading => {
             let done = ctx.read(Cost::Unbounded, move |tx| handler.act_class(tx, action, &input)).await?;
             (write::acted(done.value), done.statements, done.time)
         }
-        Run::Item(_) => {
+        Run::Item(_) | Run::AnyItem(_) => {
             let work = move |tx: &mut Tx<'_>| Ok(write::acted(handler.act(tx, &id, action, &input, &known)?));
             return write(&ctx, None, manner, work).await;
         }
-        Run::Class(_) => {
+        Run::Class(_) | Run::AnyClass(_) => {
             let lock = class_lock(meta, ctx.cred());
             let work = move |tx: &mut Tx<'_>| Ok(write::acted(handler.act_class(tx, action, &input)?));
             return write(&ctx, Some(lock), manner, work).await;
@@ -321,7 +329,8 @@ async fn outside(
 ) -> Result<Done<Reply>> {
     match action.run {
         Run::ItemAsync(run) => {
-            let row = ctx.read(Cost::Bounded, move |tx| handler.load(tx, &id, &known)).await?;
+            let changes = action.kind == ActionKind::Item;
+            let row = ctx.read(Cost::Bounded, move |tx| handler.load(tx, &id, &known, changes)).await?;
             let output = run(row.value, ctx.clone(), input).await?;
             show(handler, &ctx, handler.meta().keyword(), output, row.statements, row.time).await
         }
@@ -329,7 +338,7 @@ async fn outside(
             let output = run(ctx.clone(), input).await?;
             show(handler, &ctx, handler.meta().plural(), output, 0, Duration::ZERO).await
         }
-        Run::Item(_) | Run::Class(_) => Err(Error::internal("an action inside of the transaction")),
+        Run::Item(_) | Run::AnyItem(_) | Run::Class(_) | Run::AnyClass(_) => Err(Error::internal("an action inside of the transaction")),
     }
 }
 

@@ -11,9 +11,11 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::AnyRow;
 use super::input::Entries;
 use crate::auth::Access;
 use crate::ctx::{Ctx, Tx};
+use crate::dispatch::ResourceHandler;
 use crate::{Error, FieldError, Result};
 
 /// Which path leads to it.
@@ -46,6 +48,11 @@ pub enum ActionOutput {
 /// What an action outside of the transaction gives, when it is done.
 pub type Outcome = Pin<Box<dyn Future<Output = Result<ActionOutput>> + Send>>;
 
+/// A built-in method on a row.
+pub type OnRow = fn(&mut dyn AnyRow, &mut Tx<'_>, &ActionInput) -> Result<ActionOutput>;
+/// A built-in method on a class.
+pub type OnClass = fn(&dyn ResourceHandler, &mut Tx<'_>, &ActionInput) -> Result<ActionOutput>;
+
 /// How it is called. A row crosses as `Any`; the macro on the type puts it
 /// back, so the cast cannot fail.
 #[derive(Clone, Copy)]
@@ -58,6 +65,11 @@ pub enum Run {
     ItemAsync(fn(Box<dyn Any + Send>, Ctx, ActionInput) -> Outcome),
     /// On the class, outside of any transaction.
     ClassAsync(fn(Ctx, ActionInput) -> Outcome),
+    /// Built in, on a row of any type, inside the transaction. It writes its
+    /// record itself.
+    AnyItem(OnRow),
+    /// Built in, on the class of any type, inside the transaction.
+    AnyClass(OnClass),
 }
 
 /// One action, property or detail of a type.

@@ -67,6 +67,9 @@ pub struct Field {
     pub unique: bool,
     /// Keyword of the resource type whose id it holds.
     pub references: Option<&'static str>,
+    /// Whether the row goes with the one that the field refers to; else that
+    /// one cannot go.
+    pub cascade: bool,
     /// Whether an index serves filters and orders by it.
     pub index: bool,
     /// Whether `search` looks into it.

@@ -57,6 +57,10 @@ pub struct MetaSource {
     pub unlogged: bool,
     /// What `get_customize_columns` and `get_extra_details` add, with docs.
     pub extra: &'static [(&'static str, &'static str)],
+    /// The columns that say whose a row is, as its base has them.
+    pub owner: &'static [&'static str],
+    /// The two fields of a joint type.
+    pub joint: Option<(&'static str, &'static str)>,
     /// Adds the fields.
     pub fields: fn(&mut Vec<&'static Field>),
 }
@@ -72,8 +76,13 @@ pub struct Meta {
     columns: String,
     list: [u64; 4],
     get: [u64; 4],
+    extra: Vec<(&'static str, &'static str)>,
+    trash: bool,
+    shared: bool,
+    tagged: bool,
     fenced: OnceLock<bool>,
     referenced_by: OnceLock<Vec<Reference>>,
+    cascades: OnceLock<Vec<Reference>>,
 }
 
 /// A field somewhere that holds ids of the type.
@@ -84,13 +93,16 @@ pub(crate) struct Reference {
     pub(crate) column: &'static str,
     /// Whether rows there are only marked when deleted.
     pub(crate) soft: bool,
+    /// Whether rows there go with the one that they refer to.
+    pub(crate) cascade: bool,
 }
 
 impl Meta {
     /// Puts the metadata together.
     ///
     /// # Panics
-    /// On a type with more fields than a mask has bits: found at first start.
+    /// On a type with more fields than a mask has bits, two fields of a name,
+    /// or a mixin that does not fit its base: found at first start.
     #[must_use]
     pub fn new(source: MetaSource) -> Self {
         let mut fields = Vec::new();
@@ -111,6 +123,26 @@ impl Meta {
 
     fn assemble(source: MetaSource, table: &'static str, runtime: bool, fields: Vec<&'static Field>) -> Self {
         assert!(fields.len() <= 64, "{} has more than 64 fields", source.keyword);
+        for (i, field) in fields.iter().enumerate() {
+            let twice = fields[..i].iter().any(|it| it.name == field.name);
+            assert!(!twice, "{} has two fields {}", source.keyword, field.name);
+        }
+        let has = |name: &str| fields.iter().any(|f| f.name == name && f.stored);
+        let (trash, shared) = (has("pending_deleted"), has("public_scope"));
+        assert!(
+            !shared || (source.scope != Scope::All && !source.owner.is_empty()),
+            "{} is shared but has no owner who could share it",
+            source.keyword
+        );
+        let mut extra = source.extra.to_vec();
+        let tagged = has("name") && fields.iter().all(|f| f.name != "metadata");
+        if tagged {
+            extra.push(("metadata", "Its tags, if `tags=true` asks for them."));
+        }
+        if shared {
+            extra.push(("shared_projects", "Ids of the projects that it is shared with, for its owner."));
+            extra.push(("shared_domains", "Ids of the domains that it is shared with, for its owner."));
+        }
         let mask = |rank: fn(&Field) -> Access, caller: Access| {
             let bit = |(i, f): (usize, &&'static Field)| u64::from(rank(f).allows(caller)) << i;
             fields.iter().enumerate().map(bit).sum()
@@ -127,8 +159,13 @@ impl Meta {
             runtime,
             fields,
             source,
+            extra,
+            trash,
+            shared,
+            tagged,
             fenced: OnceLock::new(),
             referenced_by: OnceLock::new(),
+            cascades: OnceLock::new(),
         }
     }
 
@@ -190,6 +227,36 @@ impl Meta {
         self.counted().any(|it| it == resource)
     }
 
+    /// What answers have beside the fields, with docs.
+    #[must_use]
+    pub fn extra(&self) -> &[(&'static str, &'static str)] {
+        &self.extra
+    }
+
+    /// Whether deleted rows wait before they go.
+    #[must_use]
+    pub fn trash(&self) -> bool {
+        self.trash
+    }
+
+    /// Whether rows have tags: those with a name do.
+    #[must_use]
+    pub fn tagged(&self) -> bool {
+        self.tagged
+    }
+
+    /// Whether `tags=true` shows them: a field of that name beats the word.
+    #[must_use]
+    pub fn shows_tags(&self) -> bool {
+        self.tagged && self.field("tags").is_none()
+    }
+
+    /// Whether rows can be shared.
+    #[must_use]
+    pub fn shared(&self) -> bool {
+        self.shared
+    }
+
     pub(crate) fn columns(&'static self) -> &'static str {
         &self.columns
     }
@@ -217,8 +284,15 @@ impl Meta {
         self.referenced_by.get().map_or(&[], Vec::as_slice)
     }
 
+    /// The fields of all types whose rows go with the one they refer to.
+    pub(crate) fn cascades(&'static self) -> &'static [Reference] {
+        self.cascades.get().map_or(&[], Vec::as_slice)
+    }
+
     pub(crate) fn set_referenced_by(&self, references: Vec<Reference>) {
-        let _ = self.referenced_by.set(references);
+        let (cascades, refuse) = references.into_iter().partition(|it| it.cascade);
+        let _ = self.cascades.set(cascades);
+        let _ = self.referenced_by.set(refuse);
     }
 
     pub(crate) fn set_fenced(&self, fenced: bool) {

@@ -3,19 +3,26 @@
 
 mod action;
 mod base;
+pub(crate) mod builtin;
 mod field;
 mod input;
 mod meta;
 mod view;
 
 pub use action::{Action, ActionInput, ActionKind, ActionOutput, Outcome, Run, read_input, read_query};
-pub use base::{AnonBase, Base, Stamp, StandaloneBase, StatusBase, VirtualBase};
+pub use base::{
+    AnonBase, Base, Defaults, DomainBase, Enabled, External, Owner, Sharing, Stamp, StandaloneBase,
+    StatusBase, Trash, UserBase, VirtualBase,
+};
+pub use builtin::AnyRow;
 pub use field::{Create, Field, Range};
 pub(crate) use input::{Entries, entries, fill, parse_object as object};
 pub use input::{Input, Mode, parse_field, parse_value};
 pub(crate) use meta::Reference;
 pub use meta::{Meta, MetaSource, Scope, Verbs};
 pub use view::{Extra, JsonObject};
+
+use std::any::{Any, TypeId};
 
 use crate::Result;
 use crate::ctx::Tx;
@@ -25,6 +32,10 @@ use crate::quota::QuotaUse;
 
 /// A struct whose fields are columns: a base or a whole resource. Written by
 /// `#[derive(Columns)]`, never by hand.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` has no columns",
+    note = "a base or a mixin is a struct with #[derive(Columns)], which the prelude names DeriveColumns"
+)]
 pub trait Columns: Sized {
     /// What a client may send to create one.
     type Create: Input + Default + Clone + Send;
@@ -54,6 +65,18 @@ pub trait Columns: Sized {
 
     /// Fills what the framework gives each new row: id, times, owner.
     fn stamp(&mut self, by: &Stamp<'_>);
+
+    /// The mixin of that type, if it has one.
+    fn mixin(&self, of: TypeId) -> Option<&dyn Any> {
+        let _ = of;
+        None
+    }
+
+    /// The mixin of that type, to be changed.
+    fn mixin_mut(&mut self, of: TypeId) -> Option<&mut dyn Any> {
+        let _ = of;
+        None
+    }
 }
 
 /// A resource type's row. Written by `#[derive(Resource)]`. It is not
@@ -97,6 +120,12 @@ pub trait Record: Columns + Clone + Send + Sync + 'static {
 
     /// The base, to be changed.
     fn base_mut(&mut self) -> &mut dyn Base;
+
+    /// The mixin of that type, if it has one: `row.find_mixin::<Trash>()`.
+    #[must_use]
+    fn find_mixin<M: Any>(&self) -> Option<&M> {
+        self.mixin(TypeId::of::<M>())?.downcast_ref()
+    }
 
     /// A query over the type's rows.
     #[must_use]
@@ -219,7 +248,17 @@ pub trait Model: Record {
         Ok(())
     }
 
-    /// Whether it may be deleted now.
+    /// Whether it may become that owner's.
+    ///
+    /// # Errors
+    /// Refuses the change.
+    fn validate_change_owner(&self, tx: &mut Tx<'_>, to: Owner<'_>) -> Result<()> {
+        let _ = (tx, to);
+        Ok(())
+    }
+
+    /// Whether it may be deleted now; of a type with a trash, asked before it
+    /// is marked, too.
     ///
     /// # Errors
     /// Refuses the delete.

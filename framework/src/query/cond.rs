@@ -25,6 +25,10 @@ pub(crate) enum Cond {
     Regexp(&'static str, Vec<String>),
     IdOrName(String),
     After(Vec<Order>, Vec<Value<'static>>),
+    /// The column's value is, or is not, one of those that a statement gives.
+    Within(&'static str, Sql<'static>, bool),
+    /// The id is one of the few that a statement gives.
+    Shared(Sql<'static>),
     Any(Vec<Cond>),
     /// The row that the column names, of another type, is one that the caller
     /// may see and that has the condition.
@@ -133,6 +137,20 @@ impl Cond {
                 sql.push("(\"id\" = ").bind(id.clone()).push(" OR \"name\" = ").bind(id).push(")");
             }
             Self::After(order, values) => order::after(sql, &order, &values, dialect),
+            Self::Within(name, values, is) => {
+                column(sql, name);
+                sql.push(if is { " IN (" } else { " NOT IN (" }).append(values).push(")");
+            }
+            Self::Shared(ids) => {
+                // As an array that is made first, so that PostgreSQL can unite
+                // the index on ids with the owner's.
+                let (open, close) = match dialect {
+                    Dialect::Postgres => (" = ANY(ARRAY(", "))"),
+                    Dialect::Sqlite | Dialect::Mysql => (" IN (", ")"),
+                };
+                column(sql, "id");
+                sql.push(open).append(ids).push(close);
+            }
             Self::Any(all) => {
                 let mut open = "(";
                 for cond in all {

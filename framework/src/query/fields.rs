@@ -19,12 +19,37 @@ pub(crate) fn selection(
     if let Some((fields, extras)) = named(meta, params, visible, "exclude")? {
         mask &= !fields;
         if !extras.is_empty() {
-            let all = || meta.source.extra.iter().map(|(name, _)| (*name).to_owned()).collect();
+            let all = || meta.extra().iter().map(|(name, _)| (*name).to_owned()).collect();
             extra = Some(extra.unwrap_or_else(all));
             extra.iter_mut().for_each(|shown| shown.retain(|name| !extras.contains(name)));
         }
     }
     Ok((mask, extra))
+}
+
+/// Whether an answer is to show tags: by `tags=true` or `field=metadata`.
+pub(crate) fn shows_tags(meta: &Meta, params: &Params<'_>) -> Result<bool> {
+    let mut shows = false;
+    for (key, value) in params {
+        match key.as_ref() {
+            "tags" if meta.shows_tags() => match value.as_ref() {
+                "true" => shows = true,
+                "false" => {}
+                _ => return Err(Error::field("tags", "must be true or false")),
+            },
+            "field" if meta.tagged() => shows |= value.split(',').any(|name| name.trim() == "metadata"),
+            _ => {}
+        }
+    }
+    Ok(shows)
+}
+
+/// The names of the extra columns and the tags; all of them are no list.
+pub(crate) fn with_tags(extra: Option<Vec<String>>) -> Option<Vec<String>> {
+    extra.map(|mut names| {
+        names.push("metadata".to_owned());
+        names
+    })
 }
 
 fn named(
@@ -39,7 +64,7 @@ fn named(
         for name in value.split(',').map(str::trim) {
             match meta.fields().iter().position(|f| f.name == name) {
                 Some(i) if visible >> i & 1 == 1 => *mask |= 1 << i,
-                _ if meta.source.extra.iter().any(|(n, _)| *n == name) => extra.push(name.to_owned()),
+                _ if meta.extra().iter().any(|(n, _)| *n == name) => extra.push(name.to_owned()),
                 _ => {
                     let text = format!("{name:?} is not a field of {}", meta.keyword());
                     return Err(Error::field(parameter, text));

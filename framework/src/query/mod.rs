@@ -22,11 +22,11 @@ mod tests;
 use std::borrow::Cow;
 
 pub use cond::Visible;
-pub(crate) use fields::selection;
+pub(crate) use fields::{selection, shows_tags, with_tags};
 pub(crate) use filter::operators;
 pub use request::{Format, ListRequest, parse};
 pub(crate) use scope::{Owner, of as owner_of};
-pub use select::Select;
+pub use select::{Marked, Select};
 
 /// Rows of a page when the client does not say.
 pub const DEFAULT_LIMIT: i64 = 100;

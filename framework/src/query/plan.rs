@@ -23,6 +23,8 @@ impl ListRequest {
             || self.export.is_some()
             || !self.distinct.is_empty()
             || self.owner.is_some()
+            || !self.tagged.is_empty()
+            || self.pending == Marked::Only
             || self.deleted != Marked::Hidden;
         // A log of everything, of which a hook picks what the caller may see.
         let picked = meta.source.unlogged && meta.source.scope == Scope::All;
@@ -88,7 +90,7 @@ impl ListRequest {
     fn query(&self, meta: &Meta) -> Query {
         let mut conds = Vec::with_capacity(self.plain.len() + self.filters.len() + 4);
         conds.extend(self.owner.clone().and_then(Owner::cond));
-        conds.extend(self.pending.cond("pending_deleted").filter(|_| self.pending != Marked::Any));
+        conds.extend(self.tagged.iter().map(|it| Cond::Within("id", it.ids(meta), it.has)));
         conds.extend(self.plain.iter().map(|(field, values)| match values.as_slice() {
             [one] => Cond::Compare(field.name, "=", one.clone()),
             many => Cond::In(field.name, many.to_vec()),
@@ -98,11 +100,12 @@ impl ListRequest {
         // Kept prepared is what is asked often and has few forms.
         let indexed = |name: &str| meta.field(name).is_some_and(|f| f.index);
         let few = self.filters.is_empty()
+            && self.tagged.is_empty()
             && self.plain.len() <= 2
             && self.plain.iter().all(|(field, _)| field.index)
             && self.order.len() <= 2
             && self.order.iter().all(|o| indexed(o.column));
-        Query { conds, deleted: self.deleted, rare: !few, ..Query::default() }
+        Query { conds, deleted: self.deleted, pending: self.pending, rare: !few, ..Query::default() }
     }
 
     /// A query for `distinct_field`, with one row more than the page.
@@ -145,7 +148,7 @@ impl ListRequest {
     /// # Errors
     /// 400 that names the parameter.
     pub(crate) fn only_conditions(params: &Params<'_>) -> Result<()> {
-        const PAGE: [&str; 12] = [
+        const PAGE: [&str; 13] = [
             "field",
             "exclude",
             "limit",
@@ -157,6 +160,7 @@ impl ListRequest {
             "total",
             "distinct_field",
             "export",
+            "tags",
             "watch",
         ];
         match params.iter().find(|(key, _)| PAGE.contains(&key.as_ref())) {

@@ -10,6 +10,7 @@ use crate::auth::{Access, UserCred};
 use crate::ctx::Ctx;
 use crate::db::Value;
 use crate::model::{Field, Meta, Scope};
+use crate::tags::TagFilter;
 use crate::{Error, Result};
 
 /// Most expressions in `filter=` of one request.
@@ -18,6 +19,8 @@ const MAX_FILTERS: usize = 50;
 const MAX_BOUND: usize = 1000;
 /// Most texts to search for at once.
 const MAX_SEARCHES: usize = 10;
+/// Most tags to filter by at once.
+const MAX_TAGS: usize = 10;
 /// Most fields of `distinct_field`.
 const MAX_DISTINCT: usize = 5;
 /// Parameters that make no sense twice.
@@ -73,6 +76,10 @@ pub struct ListRequest {
     pub(super) owner: Option<Owner>,
     pub(super) deleted: Marked,
     pub(super) pending: Marked,
+    /// `tag=` and `without_tag=`.
+    pub(super) tagged: Vec<TagFilter>,
+    /// Whether the rows are to be shown with their tags.
+    pub(crate) tags: bool,
     /// The fields whose combinations of values are asked for, in place of rows.
     pub(crate) distinct: Vec<&'static Field>,
     /// In which form the whole list is asked for.
@@ -144,6 +151,8 @@ pub(super) fn read(asker: &Asker<'_>, meta: &Meta, params: &Params<'_>) -> Resul
         owner: None,
         deleted: Marked::Hidden,
         pending: Marked::Any,
+        tagged: Vec::new(),
+        tags: fields::shows_tags(meta, params)?,
         distinct: Vec::new(),
         export: None,
         near: near(meta, cred),
@@ -240,6 +249,13 @@ fn rare<'p>(
             it.deleted = marked(key, value)?;
         }
         "pending_deleted" if meta.has("pending_deleted") => loose.pending = Some(marked(key, value)?),
+        "tag" | "without_tag" if meta.tagged() => {
+            if it.tagged.len() == MAX_TAGS {
+                return Err(Error::field(key, format!("is given more than {MAX_TAGS} times")));
+            }
+            it.tagged.push(TagFilter::parse(key, value, asker.cred.level)?);
+        }
+        "tags" if meta.shows_tags() => {}
         "distinct_field" => {
             for name in value.split(',').map(str::trim) {
                 let field = listed(meta, asker.cred, name).ok_or_else(|| {
@@ -327,6 +343,9 @@ fn finish(mut it: ListRequest, mut loose: Loose<'_>, asker: &Asker<'_>, meta: &M
         let usual = if it.deleted == Marked::Hidden { Marked::Hidden } else { Marked::Any };
         it.pending = loose.pending.unwrap_or(usual);
     }
+    if it.tags {
+        it.extra = fields::with_tags(it.extra);
+    }
     orders(&mut it, &loose, asker, meta)?;
     if let Some(marker) = loose.marker {
         if it.offset > 0 {
@@ -399,7 +418,7 @@ fn near(meta: &Meta, cred: &UserCred) -> bool {
     matches!(
         (meta.source.scope, cred.level),
         (Scope::All, _) | (_, Access::Admin) | (Scope::User, Access::User)
-    )
+    ) && (!meta.shared() || cred.level == Access::Admin)
 }
 
 const _: () = assert!(MAX_VALUES <= MAX_BOUND);

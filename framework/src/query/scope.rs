@@ -4,7 +4,7 @@
 use super::cond::Cond;
 use crate::auth::{Access, UserCred};
 use crate::model::{Meta, Scope};
-use crate::{Error, Result};
+use crate::{Error, Result, sharing};
 
 /// Whose rows a statement sees.
 #[derive(Debug, Clone)]
@@ -33,6 +33,11 @@ impl Owner {
     fn domain(cred: &UserCred) -> Self {
         Self::Of("domain_id", cred.domain_id.clone())
     }
+}
+
+/// Their own rows, and those that others share with them.
+pub(super) fn or_shared(own: Cond, meta: &Meta, cred: &UserCred) -> Cond {
+    if meta.shared() { Cond::Any(vec![own, Cond::Shared(sharing::with(meta, cred))]) } else { own }
 }
 
 /// The condition that keeps a caller to their rows.

@@ -14,7 +14,7 @@ use crate::model::{Meta, Record};
 
 /// Which rows, by a mark on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Marked {
+pub enum Marked {
     /// Those without it.
     #[default]
     Hidden,
@@ -43,6 +43,8 @@ pub(super) struct Query {
     pub(super) offset: i64,
     pub(super) unscoped: bool,
     pub(super) deleted: Marked,
+    /// Of a type with a trash.
+    pub(super) pending: Marked,
     /// Not worth keeping prepared.
     pub(super) rare: bool,
     pub(super) for_update: bool,
@@ -53,8 +55,10 @@ impl Query {
     /// The conditions that the caller did not ask for.
     fn own(&self, meta: &Meta, cred: &UserCred) -> impl Iterator<Item = Cond> {
         let scope = if self.unscoped { None } else { scope::of(meta, cred).cond() };
+        let scope = scope.map(|own| scope::or_shared(own, meta, cred));
         let deleted = if meta.has("deleted") { self.deleted } else { Marked::Any };
-        scope.into_iter().chain(deleted.cond("deleted"))
+        let pending = if meta.trash() { self.pending } else { Marked::Any };
+        scope.into_iter().chain(deleted.cond("deleted")).chain(pending.cond("pending_deleted"))
     }
 
     fn where_clause(&mut self, sql: &mut Sql<'static>, meta: &Meta, cred: &UserCred, dialect: Dialect) {
@@ -62,13 +66,26 @@ impl Query {
         if !self.unscoped
             && let scope::Owner::Of(column, value) = scope::of(meta, cred)
         {
-            sql.push(word).push("\"").push(column).push("\" = ").bind(value);
+            sql.push(word);
+            if meta.shared() {
+                scope::or_shared(Cond::Compare(column, "=", value.into()), meta, cred).write(sql, dialect);
+            } else {
+                sql.push("\"").push(column).push("\" = ").bind(value);
+            }
             word = " AND ";
         }
         if self.deleted != Marked::Any && meta.has("deleted") {
             // Written out: it is by this word that a database knows its partial index.
             let is =
                 if self.deleted == Marked::Hidden { "\"deleted\" = FALSE" } else { "\"deleted\" = TRUE" };
+            sql.push(word).push(is);
+            word = " AND ";
+        }
+        if self.pending != Marked::Any && meta.trash() {
+            let is = match self.pending {
+                Marked::Hidden => "\"pending_deleted\" = FALSE",
+                _ => "\"pending_deleted\" = TRUE",
+            };
             sql.push(word).push(is);
             word = " AND ";
         }
@@ -188,6 +205,23 @@ impl<T: Record> Select<T> {
     pub fn with_deleted(mut self) -> Self {
         self.query.deleted = Marked::Any;
         self
+    }
+
+    /// Rows in the trash, too, or only those.
+    #[must_use]
+    pub fn pending(mut self, pending: Marked) -> Self {
+        self.query.pending = pending;
+        self
+    }
+
+    /// Only rows whose field is one of those that a statement gives.
+    pub(crate) fn within(&mut self, field: &'static str, values: Sql<'static>) {
+        self.query.conds.push(Cond::Within(field, values, true));
+    }
+
+    /// `SELECT` of the ids of the rows, for a statement about another table.
+    pub(crate) fn ids(self, tx: &Tx<'_>) -> Sql<'static> {
+        self.query.statement(&["\"id\""], T::meta(), tx.cred(), tx.conn.dialect())
     }
 
     /// Only rows whose field equals the value.

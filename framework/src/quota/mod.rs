@@ -56,11 +56,12 @@ type Sums = BTreeMap<(&'static str, String, &'static str), Amounts>;
 
 /// Adds what a row uses, `sign` times, to the sums of its owners.
 fn add<T: Record>(tx: &mut Tx<'_>, row: &T, sign: i64, sums: &mut Sums) -> Result<()> {
-    let Some(owner) = row.base().owned() else { return Ok(()) };
-    if owner.deleted {
+    let Some(owner) = row.base().owner() else { return Ok(()) };
+    // What lies in the trash uses nothing; to take it out takes it up again.
+    if row.base().owned().is_some_and(|it| it.deleted) || crate::trash::expect_living(row).is_err() {
         return Ok(());
     }
-    let targets = [owner.domain_id.clone(), owner.project_id.clone(), owner.user_id.clone()];
+    let targets = [owner.domain_id, owner.project_id, owner.user_id].map(str::to_owned);
     for part in row.uses(tx)? {
         for (scope, target) in SCOPES.into_iter().zip(&targets) {
             if target.is_empty() {
@@ -149,7 +150,12 @@ impl Tx<'_> {
         {
             return Ok(Some(*kept));
         }
-        T::select().unscoped().with_deleted().eq("id", id.clone()).one(self)
+        T::select()
+            .unscoped()
+            .with_deleted()
+            .pending(crate::query::Marked::Any)
+            .eq("id", id.clone())
+            .one(self)
     }
 
     fn settle(&mut self, sums: Sums) -> Result<()> {
@@ -304,7 +310,7 @@ pub(crate) fn recount(tx: &mut Tx<'_>, scope: &str, target: &str, resource: &str
     let ctx = tx.ctx;
     let mut sum = (0, 0);
     for of in ctx.core().registry.types() {
-        if !of.handler.meta().counts(resource) {
+        if !of.handler.meta().counts(resource) || !of.handler.meta().has(column) {
             continue;
         }
         for part in of.handler.uses(tx, column, target)? {

@@ -12,7 +12,11 @@ use super::row::DynHandler;
 use super::spec::{FieldSpec, FieldType, Owner};
 use crate::auth::Access;
 use crate::db::{Column, Value};
-use crate::model::{Columns as _, Create, Field, Meta, MetaSource, Range, Scope, StandaloneBase, Verbs};
+use crate::dispatch::ResourceHandler as _;
+use crate::model::{
+    Columns as _, Create, Defaults as _, Field, Meta, MetaSource, Range, Scope, StandaloneBase, Verbs,
+    builtin,
+};
 use crate::model::{VirtualBase, parse_field};
 use crate::registry::Type;
 
@@ -92,6 +96,7 @@ pub(super) fn rules(spec: &FieldSpec) -> Field {
         default: None,
         unique: spec.unique.is_some(),
         references: None,
+        cascade: false,
         index: spec.indexed(),
         search: spec.search,
         max,
@@ -194,6 +199,8 @@ pub(super) fn build(row: &ResourceType, is_cached: impl Fn(&str) -> bool) -> &'s
         // Rows that belong to somebody can be limited, by the plural.
         quota: (owner != Owner::None).then_some(&[]),
         extra: &[],
+        owner: if owner == Owner::None { &[] } else { VirtualBase::OWNER },
+        joint: None,
         fields: |_| {},
     };
     let meta = Meta::at_runtime(source, leak(&row.table_name), fields);
@@ -202,5 +209,6 @@ pub(super) fn build(row: &ResourceType, is_cached: impl Fn(&str) -> bool) -> &'s
     meta.set_fenced(refers || owner != Owner::None);
     let of: &'static DynType = Box::leak(Box::new(DynType { meta, owned: owner != Owner::None, own }));
     let handler: &'static DynHandler = Box::leak(Box::new(DynHandler(of)));
-    Box::leak(Box::new(Type { handler, actions: BTreeMap::new() }))
+    let actions: BTreeMap<_, _> = builtin::of(handler.meta()).map(|it| ((it.kind, it.name), it)).collect();
+    Box::leak(Box::new(Type { handler, actions }))
 }

@@ -14,7 +14,7 @@ use super::spec::FieldType;
 use crate::Result;
 use crate::auth::Access;
 use crate::ctx::Tx;
-use crate::db::{Column as _, RowReader, Value};
+use crate::db::{Column as _, RowReader, Sql, Value};
 use crate::dispatch::{Chunk, Handler, IfMatch, Part, Place, Reply, ResourceHandler, Shown};
 use crate::model::{
     Action, ActionInput, Base, Columns, Field, Input, JsonObject, Manager, Meta, MetaSource, Model, Record,
@@ -43,6 +43,8 @@ static NONE: LazyLock<DynType> = LazyLock::new(|| {
         unlogged: false,
         quota: None,
         extra: &[],
+        owner: &[],
+        joint: None,
         fields: |_| {},
     };
     let mut fields = Vec::new();
@@ -302,15 +304,18 @@ impl ResourceHandler for DynHandler {
         copy(id: &str, body: &[u8]) -> Reply;
         ids(request: &ListRequest, most: usize) -> Vec<String>;
         update(id: &str, body: &[u8], known: &IfMatch, patch: bool) -> Reply;
-        delete(id: &str, known: &IfMatch) -> Reply;
+        delete(id: &str, known: &IfMatch, purge: bool) -> Reply;
         act(id: &str, action: &'static Action, input: &ActionInput, known: &IfMatch) -> Reply;
         act_class(action: &'static Action, input: &ActionInput) -> Reply;
-        load(id: &str, known: &IfMatch) -> Box<dyn Any + Send>;
+        load(id: &str, known: &IfMatch, change: bool) -> Box<dyn Any + Send>;
         show(row: Box<dyn Any + Send>) -> Reply;
         warm() -> ();
         uses(column: &'static str, owner: &str) -> Vec<QuotaUse>;
         existing(watched: &Watched, after: &str) -> Vec<Told>;
         changed(watched: &Watched, changes: &[Change]) -> Vec<Told>;
+        resolve(id: &str) -> String;
+        visible_ids() -> Sql<'static>;
+        detach(field: &'static str, id: &str) -> ();
         exists(id: &str) -> bool;
     }
 }

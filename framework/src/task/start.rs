@@ -17,10 +17,12 @@ impl Tx<'_> {
     pub fn start_task<T: TaskType>(&mut self, row: &T::Object, params: T::Params) -> Result<String> {
         let cred = self.ctx.cred().clone();
         let base = row.base();
-        let (domain, project, user) = match base.owned() {
-            Some(it) => (&it.domain_id, &it.project_id, &it.user_id),
-            None => (&cred.domain_id, &cred.project_id, &cred.user_id),
-        };
+        let owner = base.owner().unwrap_or_default();
+        let own =
+            |its: &'_ str, caller: &'_ str| if its.is_empty() { caller.to_owned() } else { its.to_owned() };
+        let domain = &own(owner.domain_id, &cred.domain_id);
+        let project = &own(owner.project_id, &cred.project_id);
+        let user = &own(owner.user_id, &cred.user_id);
         let keyword = T::Object::meta().keyword();
         let (id, obj_id) = (new_id(), &base.anon().id);
         let new = NewTask {

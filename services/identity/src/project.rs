@@ -1,5 +1,6 @@
 //! Projects: what resources belong to.
 
+use podyard::auth::Access;
 use podyard::prelude::*;
 
 /// A project: resources belong to one.
@@ -18,8 +19,10 @@ pub struct Project {
 
 impl Manager for Project {
     fn list_item_filter(tx: &mut Tx<'_>, select: &mut Select<Self>) -> Result<()> {
-        if tx.level() != podyard::auth::Access::Admin {
-            select.narrow("id", tx.cred().project_id.clone());
+        match tx.level() {
+            Access::Admin => {}
+            Access::Domain => select.narrow("domain_id", tx.cred().domain_id.clone()),
+            _ => select.narrow("id", tx.cred().project_id.clone()),
         }
         Ok(())
     }

@@ -53,8 +53,10 @@ pub struct User {
 
 impl Manager for User {
     fn list_item_filter(tx: &mut Tx<'_>, select: &mut Select<Self>) -> Result<()> {
-        if tx.level() != Access::Admin {
-            select.narrow("id", tx.cred().user_id.clone());
+        match tx.level() {
+            Access::Admin => {}
+            Access::Domain => select.narrow("domain_id", tx.cred().domain_id.clone()),
+            _ => select.narrow("id", tx.cred().user_id.clone()),
         }
         Ok(())
     }

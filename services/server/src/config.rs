@@ -169,6 +169,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "PODYARD_EVENT_RETENTION", default_value_t = 90, value_name = "DAYS",
           value_parser = clap::value_parser!(u64).range(1..=36_500))]
     pub(crate) event_retention: u64,
+    /// What is deleted into the trash stays there for so many seconds.
+    #[arg(long, env = "PODYARD_TRASH_RETENTION", default_value_t = 259_200, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=3_153_600_000))]
+    pub(crate) trash_retention: u64,
     /// Most bytes of a JSON body.
     #[arg(long, env = "PODYARD_BODY_LIMIT", default_value_t = 1_048_576, value_name = "BYTES")]
     pub(crate) body_limit: usize,

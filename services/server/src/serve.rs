@@ -115,8 +115,10 @@ fn start_workers(core: &Arc<Core>, args: &ServeArgs) -> Result<Workers, String> 
 /// What runs beside the requests for as long as the process lives; some of it
 /// ends with what is returned.
 #[must_use]
-fn background(process: &Process) -> event::Running {
+fn background(process: &Process, args: &ServeArgs) -> event::Running {
     let feed = event::run(&process.core);
+    let keep = Duration::from_secs(args.trash_retention);
+    tokio::spawn(podyard::trash::sweep(process.core.clone(), keep));
     let (core, spaces) = (process.core.clone(), process.spaces.clone());
     tokio::spawn(podyard_spaces::observe(core, spaces));
     tokio::spawn(podyard::runtime::follow(process.core.clone()));
@@ -233,7 +235,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
     let handle = server.handle();
     let serving = tokio::spawn(server);
     let workers = start_workers(&core, &args)?;
-    let _feed = background(&process);
+    let _feed = background(&process, &args);
     let addr = addrs.first().copied().unwrap_or(args.listen);
     let ms = start.elapsed().as_millis();
     tracing::info!(%addr, database = args.data.database().redacted(), ms, "ready");
@@ -254,7 +256,7 @@ pub(crate) async fn work(args: ServeArgs) -> Result<(), String> {
     let process = assemble(&args).await?;
     readings(&process.core, None);
     let workers = start_workers(&process.core, &args)?;
-    let _feed = background(&process);
+    let _feed = background(&process, &args);
     tracing::info!(database = args.data.database().redacted(), "works on tasks");
     asked_to_end().await?;
     workers.drain().await;

@@ -1,0 +1,3 @@
+DROP TRIGGER ops_log_forget;
+DROP TABLE shared_resources;
+DROP TABLE metadata;
