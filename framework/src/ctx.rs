@@ -11,6 +11,7 @@ use chrono::{DateTime, Utc};
 use crate::auth::{Access, Authenticator, UserCred};
 use crate::cache::{Caches, Written};
 use crate::db::{self, AnyConnection, Cost, Db, Dialect, Done, Lock, Sql, Value};
+use crate::http::Trace;
 use crate::model::{Meta, Record, Reference, Stamp};
 use crate::oplog;
 use crate::registry::Registry;
@@ -95,12 +96,13 @@ pub struct Ctx {
     core: Arc<Core>,
     cred: Arc<UserCred>,
     request_id: Arc<str>,
+    trace: Option<Arc<Trace>>,
 }
 
 impl Ctx {
     /// For a request of somebody.
     pub fn new(core: Arc<Core>, cred: Arc<UserCred>, request_id: impl Into<Arc<str>>) -> Self {
-        Self { core, cred, request_id: request_id.into() }
+        Self { core, cred, request_id: request_id.into(), trace: None }
     }
 
     /// For the platform itself.
@@ -125,6 +127,20 @@ impl Ctx {
     #[must_use]
     pub fn request_id(&self) -> &str {
         &self.request_id
+    }
+
+    /// The same, as a part of a client's trace.
+    #[must_use]
+    pub fn with_trace(mut self, trace: Trace) -> Self {
+        self.trace = Some(Arc::new(trace));
+        self
+    }
+
+    /// The client's trace, if it sent one: what calls others on its behalf
+    /// sends them [`Trace::parent`].
+    #[must_use]
+    pub fn trace(&self) -> Option<&Trace> {
+        self.trace.as_deref()
     }
 
     /// A service by its type.

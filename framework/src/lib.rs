@@ -15,6 +15,7 @@ pub mod db;
 pub mod dispatch;
 mod error;
 pub mod http;
+pub mod i18n;
 pub mod model;
 mod oplog;
 mod policy;
@@ -23,6 +24,7 @@ pub mod quota;
 pub mod registry;
 pub mod task;
 pub mod telemetry;
+pub mod worker;
 
 pub use cache::Rows;
 pub use ctx::{Core, Ctx, Tx, new_id, now};

@@ -1,4 +1,5 @@
 //! What the black-box tests and their helper share: a PostgreSQL of their own.
 //! The tests themselves are in `outside/`.
 
+pub mod messages;
 pub mod postgres;
