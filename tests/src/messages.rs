@@ -197,19 +197,29 @@ impl Finder<'_> {
                 self.argument(i + 4, *index);
             }
         }
-        // Err(format!(…)) and Err("…".into()), of functions whose error is a text.
-        if self.word(i) == Some("Err")
-            && self.is(i + 1, '(')
-            && !matches!(self.word(i + 2), Some("Error" | "Self"))
-        {
-            let text = matches!(self.at(i + 2), Some(Text(_))) || self.word(i + 2) == Some("format");
-            if text {
-                self.texts(i + 2, self.close(i + 1));
-            }
-        }
-        if self.word(i) == Some("Err") && self.is(i + 1, '(') && self.is(i + 3, '(') && self.is(i + 4, ')') {
-            if let Some(name) = self.word(i + 2).map(str::to_owned) {
-                self.name(&name, i);
+        // Err(format!(…)), ok_or("…"), map_err(|_| wrong("…")): of functions whose error is a text.
+        let fails =
+            matches!(self.word(i), Some("Err" | "ok_or" | "ok_or_else" | "map_err")) && self.is(i + 1, '(');
+        if fails {
+            let end = self.close(i + 1);
+            let other = |at: usize| matches!(self.word(at), Some("Error" | "Self" | "tracing" | "Diesel"));
+            if !(i + 2..end).any(other) {
+                let text =
+                    |at: usize| matches!(self.at(at), Some(Text(_))) || self.word(at) == Some("format");
+                let direct = i + 2 + if self.is(i + 2, '|') { 1 + self.to_bar(i + 3) } else { 0 };
+                let inside =
+                    (direct..end).find(|at| self.word(*at) == Some("format") && self.is(at + 1, '!'));
+                let direct = if text(direct) { direct } else { inside.unwrap_or(end) };
+                if direct < end {
+                    self.texts(direct, end);
+                    self.holes(direct, end, direct);
+                }
+                let mut names: Vec<_> =
+                    (i + 2..end).filter_map(|at| self.word(at).map(str::to_owned)).collect();
+                names.retain(|it| self.makes_text(it, i));
+                for name in names {
+                    self.name(&name, i);
+                }
             }
         }
         // FieldError { message: … } and FieldError { field, message }
@@ -232,6 +242,26 @@ impl Finder<'_> {
         {
             self.argument(i + 1, index);
         }
+    }
+
+    /// How far it is to the bar that ends a closure's parameters, and past it.
+    fn to_bar(&self, from: usize) -> usize {
+        (from..self.tokens.len()).position(|at| self.is(at, '|')).map_or(0, |it| it + 1)
+    }
+
+    /// Whether a name is a closure before here that formats a text.
+    fn makes_text(&self, name: &str, before: usize) -> bool {
+        (1..before).any(|at| {
+            self.word(at) == Some(name)
+                && self.word(at - 1) == Some("let")
+                && self.is(at + 1, '=')
+                && self.is(at + 2, '|')
+                && {
+                    let body = at + 3 + self.to_bar(at + 3);
+                    let body = body + usize::from(self.is(body, '{'));
+                    self.word(body) == Some("format")
+                }
+        })
     }
 
     fn names_kind(&self, i: usize) -> bool {
@@ -294,7 +324,7 @@ impl Finder<'_> {
                     return;
                 }
                 self.texts(i, end);
-                self.holes(i, end, i);
+                self.holes(i, end, end);
                 return;
             }
             if self.is(i + 1, ':') && !self.is(i + 2, ':') && self.parameter(i) {
@@ -396,7 +426,8 @@ impl Finder<'_> {
 /// Names in a format string.
 fn holes(format: &str) -> Vec<String> {
     let parts = format.split('{').skip(1).filter_map(|it| it.split(['}', ':']).next());
-    let name = |it: &&str| it.starts_with(|c: char| c.is_ascii_lowercase());
+    // A statement is not for people.
+    let name = |it: &&str| it.starts_with(|c: char| c.is_ascii_lowercase()) && *it != "sql";
     parts.filter(name).map(str::to_owned).collect()
 }
 
@@ -506,6 +537,9 @@ mod tests {
                 let blame = |key: &str, message: String| wrong.push(FieldError { field: key, message });
                 blame("a", "is required".into());
                 Err(format!("is longer than {}", self.max))?;
+                let odd = |what: &str| format!("{text:?} is odd: {what}");
+                x.parse().map_err(|_| odd("no number"))?;
+                x.ok_or("there is none")?;
                 "not a message".parse().map_err(|_| wrong("an integer"))
             }
             fn require(cred: &Cred, rank: Access, what: &str) -> Result<()> {
@@ -522,6 +556,9 @@ mod tests {
             "{0} has no {1} {name}",
             "detail",
             "is required",
+            "{text} is odd: {what}",
+            "no number",
+            "there is none",
             "is longer than {0}",
             "{what} is not allowed to {0}",
             "to {verb} {0}",

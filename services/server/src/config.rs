@@ -334,7 +334,8 @@ mod tests {
         let it = with_file(file, &["podyard"]).unwrap();
         assert_eq!(it.cors_origin, ["https://a.org", "*.b.org"]);
         assert!((it.request_timeout - 2.5).abs() < f64::EPSILON);
-        let it = with_file(file, &["podyard", "--cors-origin", "https://c.org", "--cors-origin", "*"]).unwrap();
+        let it =
+            with_file(file, &["podyard", "--cors-origin", "https://c.org", "--cors-origin", "*"]).unwrap();
         assert_eq!(it.cors_origin, ["https://c.org", "*"]);
         assert!(with_file("request-timeout = 0", &["podyard"]).unwrap_err().contains("request-timeout"));
     }
