@@ -2,7 +2,6 @@
 //! services come in through them, so that tests can hold them still.
 
 use std::any::{Any, TypeId};
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use crate::cache::{Caches, Written};
 use crate::context::{self, Nested};
 use crate::db::{self, AnyConnection, Cost, Db, Dialect, Done, Lock, Sql, Value};
 use crate::event::{Feed, FeedOptions};
+use crate::http::Trace;
 use crate::model::{Meta, Record, Reference, Stamp};
 use crate::oplog;
 use crate::registry::Registry;
@@ -119,13 +119,15 @@ pub struct Ctx {
     task: bool,
     /// What the path fixed of the rows that it leads to.
     pub(crate) nested: Option<Arc<Nested>>,
+    trace: Option<Arc<Trace>>,
 }
 
 impl Ctx {
     /// For a request of somebody.
     pub fn new(core: Arc<Core>, cred: Arc<UserCred>, request_id: impl Into<Arc<str>>) -> Self {
         let (client_ip, task, force, admitted, nested) = (None, false, false, false, None);
-        Self { core, cred, request_id: request_id.into(), client_ip, task, force, admitted, nested }
+        let trace = None;
+        Self { core, cred, request_id: request_id.into(), client_ip, task, force, admitted, nested, trace }
     }
 
     /// The same request, which asked for force or did not.
@@ -203,6 +205,20 @@ impl Ctx {
     #[must_use]
     pub fn task_id(&self) -> Option<&str> {
         self.task.then_some(&*self.request_id)
+    }
+
+    /// The same, as a part of a client's trace.
+    #[must_use]
+    pub fn with_trace(mut self, trace: Trace) -> Self {
+        self.trace = Some(Arc::new(trace));
+        self
+    }
+
+    /// The client's trace, if it sent one: what calls others on its behalf
+    /// sends them [`Trace::parent`].
+    #[must_use]
+    pub fn trace(&self) -> Option<&Trace> {
+        self.trace.as_deref()
     }
 
     /// A service by its type.
@@ -387,12 +403,7 @@ impl<'a> Tx<'a> {
     ///
     /// # Errors
     /// 409 when somebody else changed it meanwhile.
-    pub fn save_and_log<T: Record>(
-        &mut self,
-        row: &mut T,
-        action: &str,
-        before: &[Value<'_>],
-    ) -> Result<()> {
+    pub fn save_and_log<T: Record>(&mut self, row: &mut T, action: &str, before: &[Value<'_>]) -> Result<()> {
         self.save_noted(row, action, before, None)
     }
 
@@ -595,18 +606,4 @@ pub(crate) fn values<T: Record>(row: &T) -> Vec<Value<'_>> {
     let mut values = Vec::with_capacity(T::meta().fields().len());
     row.write(&mut values);
     values
-}
-
-/// A value as JSON, for the audit.
-pub(crate) fn value_json(value: &Value<'_>) -> serde_json::Value {
-    match value {
-        Value::Text(Some(text)) => match text {
-            Cow::Borrowed(t) => (*t).into(),
-            Cow::Owned(t) => t.as_str().into(),
-        },
-        Value::Int(Some(v)) => (*v).into(),
-        Value::Float(Some(v)) => (*v).into(),
-        Value::Bool(Some(v)) => (*v).into(),
-        _ => serde_json::Value::Null,
-    }
 }

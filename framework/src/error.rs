@@ -20,6 +20,8 @@ pub enum Kind {
     NotFound,
     /// The path exists, the method does not.
     MethodNotAllowed,
+    /// None of the media types that the client accepts is spoken here.
+    NotAcceptable,
     /// The client took too long to send its request.
     RequestTimeout,
     /// Clashes with what is there now.
@@ -30,16 +32,22 @@ pub enum Kind {
     PreconditionFailed,
     /// The body is larger than allowed.
     TooLarge,
+    /// The path with its parameters is longer than allowed.
+    UriTooLong,
     /// The body is not JSON.
     UnsupportedMediaType,
     /// Understood, but it cannot be done as it stands.
     Unprocessable,
     /// Too often.
     TooManyRequests,
+    /// The headers are too many or too large.
+    HeadersTooLarge,
     /// A fault of ours.
     Internal,
     /// Overloaded or on the way down; try again.
     Unavailable,
+    /// It took longer than a request may take.
+    Timeout,
     /// The disk is full.
     InsufficientStorage,
 }
@@ -54,16 +62,20 @@ impl Kind {
             Self::Forbidden => 403,
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
+            Self::NotAcceptable => 406,
             Self::RequestTimeout => 408,
             Self::Conflict => 409,
             Self::Gone => 410,
             Self::PreconditionFailed => 412,
             Self::TooLarge => 413,
+            Self::UriTooLong => 414,
             Self::UnsupportedMediaType => 415,
             Self::Unprocessable => 422,
             Self::TooManyRequests => 429,
+            Self::HeadersTooLarge => 431,
             Self::Internal => 500,
             Self::Unavailable => 503,
+            Self::Timeout => 504,
             Self::InsufficientStorage => 507,
         }
     }
@@ -77,16 +89,20 @@ impl Kind {
             Self::Forbidden => "Forbidden",
             Self::NotFound => "Not Found",
             Self::MethodNotAllowed => "Method Not Allowed",
+            Self::NotAcceptable => "Not Acceptable",
             Self::RequestTimeout => "Request Timeout",
             Self::Conflict => "Conflict",
             Self::Gone => "Gone",
             Self::PreconditionFailed => "Precondition Failed",
             Self::TooLarge => "Content Too Large",
+            Self::UriTooLong => "URI Too Long",
             Self::UnsupportedMediaType => "Unsupported Media Type",
             Self::Unprocessable => "Unprocessable Content",
             Self::TooManyRequests => "Too Many Requests",
+            Self::HeadersTooLarge => "Request Header Fields Too Large",
             Self::Internal => "Internal Server Error",
             Self::Unavailable => "Service Unavailable",
+            Self::Timeout => "Gateway Timeout",
             Self::InsufficientStorage => "Insufficient Storage",
         }
     }
@@ -98,16 +114,20 @@ impl Kind {
             Self::Forbidden => "ForbiddenError",
             Self::NotFound => "ResourceNotFoundError",
             Self::MethodNotAllowed => "MethodNotAllowedError",
+            Self::NotAcceptable => "NotAcceptableError",
             Self::RequestTimeout => "RequestTimeoutError",
             Self::Conflict => "ConflictError",
             Self::Gone => "GoneError",
             Self::PreconditionFailed => "PreconditionFailedError",
             Self::TooLarge => "TooLargeEntityError",
+            Self::UriTooLong => "UriTooLongError",
             Self::UnsupportedMediaType => "UnsupportedMediaTypeError",
             Self::Unprocessable => "UnprocessableError",
             Self::TooManyRequests => "TooManyRequestsError",
+            Self::HeadersTooLarge => "HeadersTooLargeError",
             Self::Internal => "InternalError",
             Self::Unavailable => "ServiceUnavailableError",
+            Self::Timeout => "TimeoutError",
             Self::InsufficientStorage => "OutOfResourceError",
         }
     }
@@ -257,10 +277,11 @@ impl Error {
         &self.0.fields
     }
 
-    /// Seconds after which to try again.
+    /// Seconds after which to try again: always some where trying again helps.
     #[must_use]
     pub fn retry_after_seconds(&self) -> Option<u32> {
-        self.0.retry_after
+        let helps = matches!(self.0.kind, Kind::TooManyRequests | Kind::Unavailable);
+        self.0.retry_after.or(helps.then_some(1))
     }
 
     /// Whether the connection to the database broke, so that a read may be

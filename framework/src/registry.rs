@@ -34,7 +34,7 @@ pub struct Registry {
     contexts: Contexts,
     runtime: RwLock<Runtime>,
     /// The API's document and the generation that it is of.
-    pub(crate) document: Mutex<Option<(i64, actix_web::web::Bytes)>>,
+    pub(crate) document: Mutex<Option<(i64, actix_web::web::Bytes, String)>>,
 }
 
 /// The types that were defined at run time, as of a generation.

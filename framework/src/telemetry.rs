@@ -61,5 +61,6 @@ pub fn render() -> String {
     {
         text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {}\n", read()));
     }
+    crate::worker::render(&mut text);
     text
 }

@@ -311,7 +311,7 @@ struct House(Arc<Core>);
 
 impl House {
     async fn send(&self, who: &str, method: &str, path: &str, body: Option<Value>) -> Answer {
-        let data = web::Data::new(http::App { core: self.0.clone(), options: http::HttpOptions::default() });
+        let data = web::Data::new(http::App::new(self.0.clone(), http::HttpOptions::default()));
         let app = test::init_service(App::new().app_data(data).configure(http::configure)).await;
         let mut request = test::TestRequest::with_uri(path)
             .method(method.parse().unwrap())

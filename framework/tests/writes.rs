@@ -267,7 +267,7 @@ impl Scene {
     }
 
     async fn told(&self, who: &str, method: &str, path: &str, headers: &[(&str, &str)], body: Value) -> Told {
-        let app = web::Data::new(App { core: self.core.clone(), options: HttpOptions::default() });
+        let app = web::Data::new(App::new(self.core.clone(), HttpOptions::default()));
         let app = http::init_service(ActixApp::new().app_data(app).configure(podyard::http::configure)).await;
         let mut request = http::TestRequest::with_uri(path).method(method.parse().unwrap());
         request = request.insert_header(("X-Auth-Token", who));

@@ -66,8 +66,27 @@ fn answer(item: &ImplItemFn) -> syn::Result<Type> {
     }
 }
 
-fn action_attribute(attrs: &mut Vec<Attribute>) -> syn::Result<(TokenStream, Vec<LitStr>)> {
+/// What `#[action(…)]` says.
+struct Said {
+    access: TokenStream,
+    when: Vec<LitStr>,
+    deprecated: TokenStream,
+}
+
+/// A day, as it is told to clients.
+fn day(text: &LitStr) -> syn::Result<()> {
+    let value = text.value();
+    let parts: Vec<_> = value.split('-').map(|it| (it.len(), it.parse::<u32>().ok())).collect();
+    match parts.as_slice() {
+        [(4, Some(_)), (2, Some(1..=12)), (2, Some(1..=31))] => Ok(()),
+        _ => Err(syn::Error::new_spanned(text, "write a day: \"2026-12-31\"")),
+    }
+}
+
+fn action_attribute(attrs: &mut Vec<Attribute>) -> syn::Result<Said> {
     let (mut rank, mut when) = (quote!(::core::option::Option::None), Vec::new());
+    let (mut since, mut sunset, mut successor): (Option<LitStr>, Option<LitStr>, Option<LitStr>) =
+        (None, None, None);
     for attr in attrs.iter().filter(|a| a.path().is_ident("action")) {
         attr.parse_nested_meta(|meta| {
             if meta.path.is_ident("access") {
@@ -77,24 +96,41 @@ fn action_attribute(attrs: &mut Vec<Attribute>) -> syn::Result<(TokenStream, Vec
                 let content;
                 syn::parenthesized!(content in meta.input);
                 when = Punctuated::<LitStr, Token![,]>::parse_terminated(&content)?.into_iter().collect();
+            } else if meta.path.is_ident("deprecated") || meta.path.is_ident("sunset") {
+                let text: LitStr = meta.value()?.parse()?;
+                day(&text)?;
+                *(if meta.path.is_ident("sunset") { &mut sunset } else { &mut since }) = Some(text);
+            } else if meta.path.is_ident("successor") {
+                successor = Some(meta.value()?.parse()?);
             } else {
                 return Err(meta.error(
-                    "write #[action(access = \"admin\")] or #[action(when(\"ready\", \"stopped\"))]",
+                    "write #[action(access = \"admin\")] or #[action(when(\"ready\", \"stopped\"))] \
+                     or #[action(deprecated = \"2026-12-31\", sunset = \"2027-12-31\", successor = \"start\")]",
                 ));
             }
             Ok(())
         })?;
     }
+    if let (None, Some(text)) = (&since, sunset.as_ref().or(successor.as_ref())) {
+        return Err(syn::Error::new_spanned(text, "say since when, too: deprecated = \"2026-12-31\""));
+    }
     attrs.retain(|a| !a.path().is_ident("action"));
-    Ok((rank, when))
+    let option = |text: Option<LitStr>| match text {
+        Some(text) => quote!(::core::option::Option::Some(#text)),
+        None => quote!(::core::option::Option::None),
+    };
+    let (sunset, successor) = (option(sunset), option(successor));
+    let deprecated = match since {
+        Some(since) => quote!(::core::option::Option::Some(::podyard::http::Deprecated {
+            since: #since, sunset: #sunset, successor: #successor,
+        })),
+        None => quote!(::core::option::Option::None),
+    };
+    Ok(Said { access: rank, when, deprecated })
 }
 
-fn register(
-    self_ty: &Type,
-    method: &Method<'_>,
-    access: &TokenStream,
-    when: &[LitStr],
-) -> syn::Result<TokenStream> {
+fn register(self_ty: &Type, method: &Method<'_>, said: &Said) -> syn::Result<TokenStream> {
+    let Said { access, when, deprecated } = said;
     let sig = &method.item.sig;
     let (ident, is_async) = (&sig.ident, sig.asyncness.is_some());
     let args: Vec<_> = sig
@@ -208,6 +244,7 @@ fn register(
                 doc: #doc,
                 access: #access,
                 when: &[#(#when),*],
+                deprecated: #deprecated,
                 run: #run,
                 input: |g| g.subschema_for::<#input_ty>(),
                 output: #output,
@@ -228,9 +265,9 @@ pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
     let self_ty = block.self_ty.clone();
     for item in &mut block.items {
         let ImplItem::Fn(method) = item else { continue };
-        let (access, when) = action_attribute(&mut method.attrs)?;
+        let said = action_attribute(&mut method.attrs)?;
         if let Some(found) = classify(method)? {
-            registrations.push(register(&self_ty, &found, &access, &when)?);
+            registrations.push(register(&self_ty, &found, &said)?);
         }
     }
     Ok(quote!(#block #(#registrations)*))

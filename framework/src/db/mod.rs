@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use diesel::connection::{InstrumentationEvent, SimpleConnection};
 use diesel::prelude::*;
 
+use crate::worker::{Report, Reporter};
 use crate::{Error, Result};
 
 pub use connection::{AnyConnection, Dialect, MultiBackend, MultiRow};
@@ -119,13 +120,21 @@ pub struct Options {
     pub queue: usize,
     /// Most writes in one commit; 1 has each commit for itself.
     pub group: usize,
+    /// The longest that a statement may take, where the database can bound it.
+    pub statement_timeout: Duration,
 }
 
 impl Default for Options {
     /// 16 connections are near the best rate beside the database; four SQLite
     /// readers keep long scans off the workers.
     fn default() -> Self {
-        Self { pool: 16, readers: 4, queue: 4096, group: group::GROUP }
+        Self {
+            pool: 16,
+            readers: 4,
+            queue: 4096,
+            group: group::GROUP,
+            statement_timeout: Duration::from_secs(60),
+        }
     }
 }
 
@@ -141,6 +150,13 @@ struct Shared {
     sqlite: Option<PathBuf>,
     pool: pool::Threads,
     writer: Option<writer::Writer>,
+}
+
+impl Reporter for Shared {
+    fn reports(&self) -> Vec<Report> {
+        let writer = self.writer.as_ref().map(writer::Writer::report);
+        writer.into_iter().chain([self.pool.report()]).collect()
+    }
 }
 
 /// A class lock, taken before the transaction's first statement.
@@ -273,7 +289,9 @@ impl Db {
             #[cfg(not(feature = "mysql"))]
             DatabaseUrl::Mysql(_) => return Err(Error::internal("built without the feature mysql")),
         };
-        Ok(Self(Arc::new(shared)))
+        let shared = Arc::new(shared);
+        crate::worker::register(&shared);
+        Ok(Self(shared))
     }
 
     /// Which database this is.

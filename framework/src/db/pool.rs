@@ -16,6 +16,7 @@ use super::{
     AnyConnection, DOOMED, Dialect, Done, GENERATION, Lock, Options, READ_GENERATION, SQLITE_PRAGMAS, Sql,
     guarded, load_one, measure,
 };
+use crate::worker::{Counters, Report};
 use crate::{Error, Result};
 
 type Manager = ConnectionManager<AnyConnection>;
@@ -26,6 +27,9 @@ pub(super) struct Threads {
     jobs: flume::Sender<ThreadJob>,
     queues: Arc<Queues>,
     queue: usize,
+    name: &'static str,
+    threads: usize,
+    counters: Arc<Counters>,
 }
 
 #[derive(Debug)]
@@ -40,16 +44,20 @@ impl CustomizeConnection<AnyConnection, diesel::r2d2::Error> for ReadOnlySqlite 
 }
 
 #[derive(Debug)]
-struct PostgresSession;
+struct PostgresSession {
+    /// The longest that a statement may take.
+    statement: std::time::Duration,
+}
 
 impl CustomizeConnection<AnyConnection, diesel::r2d2::Error> for PostgresSession {
     /// What was answered is on disk, and no forgotten transaction holds
     /// others up for ever.
     fn on_acquire(&self, conn: &mut AnyConnection) -> std::result::Result<(), diesel::r2d2::Error> {
-        conn.batch_execute(
+        let statement = self.statement.as_millis().max(1);
+        conn.batch_execute(&format!(
             "SET synchronous_commit = on; SET idle_in_transaction_session_timeout = '60s'; \
-             SET statement_timeout = '120s'; SET lock_timeout = '30s'; SET client_min_messages = warning",
-        )
+             SET statement_timeout = '{statement}ms'; SET lock_timeout = '30s'; SET client_min_messages = warning",
+        ))
         .map_err(diesel::r2d2::Error::QueryError)
     }
 }
@@ -67,7 +75,12 @@ impl Threads {
     }
 
     pub(super) fn postgres(url: &str, options: Options) -> Result<Self> {
-        Self::server("postgres", url, options, Box::new(PostgresSession))
+        Self::server(
+            "postgres",
+            url,
+            options,
+            Box::new(PostgresSession { statement: options.statement_timeout }),
+        )
     }
 
     #[cfg(feature = "mysql")]
@@ -76,7 +89,7 @@ impl Threads {
     }
 
     fn server(
-        name: &str,
+        name: &'static str,
         url: &str,
         options: Options,
         session: Box<dyn CustomizeConnection<AnyConnection, diesel::r2d2::Error>>,
@@ -95,26 +108,47 @@ impl Threads {
         Self::start(name, options.pool, options, &pool)
     }
 
-    fn start(name: &str, threads: u32, options: Options, pool: &Pool<Manager>) -> Result<Self> {
+    fn start(name: &'static str, threads: u32, options: Options, pool: &Pool<Manager>) -> Result<Self> {
         let (jobs, inbox) = flume::bounded::<ThreadJob>(options.queue);
+        let counters = Arc::new(Counters::default());
         for _ in 0..threads {
-            let (inbox, pool) = (inbox.clone(), pool.clone());
+            let (inbox, pool, counters) = (inbox.clone(), pool.clone(), counters.clone());
             std::thread::Builder::new()
                 .name(name.to_owned())
                 .spawn(move || {
                     while let Ok(job) = inbox.recv() {
+                        counters.begin();
                         job(&pool);
+                        counters.end(1);
                     }
                 })
                 .map_err(Error::internal)?;
         }
         let queues =
             Queues { jobs: Mutex::default(), waiting: AtomicUsize::new(0), group: options.group.max(1) };
-        Ok(Self { jobs, queues: Arc::new(queues), queue: options.queue })
+        Ok(Self {
+            jobs,
+            queues: Arc::new(queues),
+            queue: options.queue,
+            name,
+            threads: threads as usize,
+            counters,
+        })
     }
 
     pub(super) fn waiting(&self) -> usize {
         self.jobs.len() + self.queues.waiting.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn report(&self) -> Report {
+        let report = self.counters.report(self.name, "threads", self.threads, self.queue);
+        Report { queued: self.waiting() as u64, ..report }
+    }
+
+    /// What those hear for whom there is no room.
+    fn full(&self) -> Error {
+        self.counters.reject();
+        Error::unavailable("too many requests are waiting", 1)
     }
 
     async fn send<R: Send + 'static>(
@@ -126,7 +160,7 @@ impl Threads {
             // Nobody waits any more: the request was cancelled; what it wrote stands.
             let _ = reply.send(f(pool));
         });
-        self.jobs.try_send(job).map_err(|_| Error::unavailable("too many requests are waiting", 1))?;
+        self.jobs.try_send(job).map_err(|_| self.full())?;
         answer.await.map_err(|_| Error::unavailable("the database is shutting down", 1))?
     }
 
@@ -160,7 +194,7 @@ impl Threads {
         R: Send + 'static,
         F: FnOnce(&mut AnyConnection) -> Result<R> + Send + 'static,
     {
-        let full = || Error::unavailable("too many requests are waiting", 1);
+        let full = || self.full();
         let (job, answer) = Write::new(f, u32::from(lock.is_some()));
         match lock {
             None => {

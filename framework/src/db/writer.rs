@@ -7,27 +7,37 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::group::{self, Job, Write, control};
 use super::{AnyConnection, Done, GENERATION, Options, READ_GENERATION, Sql, load_one};
+use crate::worker::{Counters, Report};
 use crate::{Error, Result};
 
 pub(super) struct Writer {
     jobs: flume::Sender<Box<dyn Job>>,
     waiting: Arc<AtomicUsize>,
+    queue: usize,
+    counters: Arc<Counters>,
 }
 
 impl Writer {
     pub(super) fn start(conn: AnyConnection, options: Options) -> Result<Self> {
         let (jobs, inbox) = flume::bounded::<Box<dyn Job>>(options.queue);
         let waiting = Arc::new(AtomicUsize::new(0));
-        let gauge = waiting.clone();
+        let counters = Arc::new(Counters::default());
+        let (gauge, counted) = (waiting.clone(), counters.clone());
         std::thread::Builder::new()
             .name("sqlite-writer".into())
-            .spawn(move || work(conn, &inbox, &gauge, options.group))
+            .spawn(move || work(conn, &inbox, &gauge, options.group, &counted))
             .map_err(Error::internal)?;
-        Ok(Self { jobs, waiting })
+        Ok(Self { jobs, waiting, queue: options.queue, counters })
     }
 
     pub(super) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn report(&self) -> Report {
+        let report = self.counters.report("sqlite-writer", "threads", 1, self.queue);
+        // Those of the group that is being written wait for it, and no longer in the queue.
+        Report { queued: self.jobs.len() as u64, ..report }
     }
 
     pub(super) async fn write<R, F>(&self, f: F) -> Result<Done<R>>
@@ -39,14 +49,22 @@ impl Writer {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         if self.jobs.try_send(job).is_err() {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.counters.reject();
             return Err(Error::unavailable("too many writes are waiting", 1));
         }
         answer.await.map_err(|_| Error::unavailable("the database is shutting down", 1))?
     }
 }
 
-fn work(mut conn: AnyConnection, inbox: &flume::Receiver<Box<dyn Job>>, waiting: &AtomicUsize, most: usize) {
+fn work(
+    mut conn: AnyConnection,
+    inbox: &flume::Receiver<Box<dyn Job>>,
+    waiting: &AtomicUsize,
+    most: usize,
+    counters: &Counters,
+) {
     while let Ok(first) = inbox.recv() {
+        counters.begin();
         let mut jobs = vec![first];
         jobs.extend(inbox.try_iter().take(most.saturating_sub(1)));
         let result = begin(&mut conn).and_then(|()| group::run(&mut conn, &mut jobs));
@@ -56,6 +74,7 @@ fn work(mut conn: AnyConnection, inbox: &flume::Receiver<Box<dyn Job>>, waiting:
             let _ = control(&mut conn, "ROLLBACK");
         }
         waiting.fetch_sub(jobs.len(), Ordering::Relaxed);
+        counters.end(jobs.len());
         let failure = result.err();
         for job in jobs {
             job.finish(failure.as_deref());

@@ -5,32 +5,43 @@ use schemars::SchemaGenerator;
 use serde_json::{Value, json};
 
 use crate::dispatch::{MOST_CREATED, MOST_ROWS};
+use crate::i18n::{self, Lang};
 use crate::model::{Action, ActionKind, Field, Meta};
 use crate::registry::{Registry, Type};
 use crate::{Error, Result};
 
 /// The list of types, or one of them.
-pub(super) fn document(registry: &Registry, plural: Option<&str>) -> Result<Vec<u8>> {
+pub(super) fn document(registry: &Registry, plural: Option<&str>, lang: Lang) -> Result<Vec<u8>> {
     let value = match plural {
         None => {
-            let types: Vec<_> = registry.types().map(summary).collect();
+            let types: Vec<_> = registry.types().map(|of| summary(of, lang)).collect();
             json!({"resources": types})
         }
         Some(name) => {
             let found = registry.get(name).or_else(|| registry.keyword(name));
             let of = found.ok_or_else(|| Error::not_found("resource", name))?;
-            json!({"resource": full(registry, of)})
+            json!({"resource": full(registry, of, lang)})
         }
     };
     serde_json::to_vec(&value).map_err(Error::internal)
 }
 
-fn summary(of: &Type) -> Value {
+/// What a name is called on a page: `template_id` is `Template`.
+fn label(name: &str, lang: Lang) -> String {
+    let words = name.strip_suffix("_id").unwrap_or(name).replace(['_', '-'], " ");
+    let mut chars = words.chars();
+    let english: String = chars.next().map(|c| c.to_uppercase().chain(chars).collect()).unwrap_or_default();
+    i18n::label(lang, &english).into_owned()
+}
+
+fn summary(of: &Type, lang: Lang) -> Value {
     let meta = of.handler.meta();
     let verbs = meta.source.verbs;
     json!({
         "keyword": meta.keyword(),
         "plural": meta.plural(),
+        "label": label(meta.keyword(), lang),
+        "label_plural": label(meta.plural(), lang),
         "description": meta.source.doc,
         "path": format!("/{}", meta.plural()),
         "runtime": meta.is_runtime(),
@@ -43,14 +54,15 @@ fn summary(of: &Type) -> Value {
     })
 }
 
-fn full(registry: &Registry, of: &Type) -> Value {
+fn full(registry: &Registry, of: &Type, lang: Lang) -> Value {
     let meta = of.handler.meta();
     let mut generator = super::openapi::generator();
-    let mut value = summary(of);
-    value["fields"] = meta.fields().iter().map(|f| field(f, &mut generator)).collect();
-    value["extra"] =
-        meta.extra().iter().map(|(name, doc)| json!({"name": name, "description": doc})).collect();
-    value["actions"] = of.actions.values().map(|a| action(a, &mut generator)).collect();
+    let mut value = summary(of, lang);
+    value["fields"] = meta.fields().iter().map(|f| field(f, lang, &mut generator)).collect();
+    let extra =
+        |(name, doc): &(&str, &str)| json!({"name": name, "label": label(name, lang), "description": doc});
+    value["extra"] = meta.extra().iter().map(extra).collect();
+    value["actions"] = of.actions.values().map(|a| action(of, a, lang, &mut generator)).collect();
     if meta.source.verbs.list != crate::auth::Access::Never {
         let path = format!("/{}/statistics", meta.plural());
         value["statistics"] = json!({"path": path, "by_status": meta.has("status")});
@@ -79,10 +91,12 @@ fn contexts(registry: &Registry, meta: &Meta) -> Vec<Value> {
     .collect()
 }
 
-fn field(it: &Field, generator: &mut SchemaGenerator) -> Value {
+fn field(it: &Field, lang: Lang, generator: &mut SchemaGenerator) -> Value {
     json!({
         "name": it.name,
+        "label": label(it.name, lang),
         "description": it.doc,
+        "type": format!("{:?}", it.column).to_lowercase(),
         "schema": (it.schema)(generator),
         "nullable": it.nullable,
         "stored": it.stored,
@@ -109,7 +123,10 @@ fn field(it: &Field, generator: &mut SchemaGenerator) -> Value {
     })
 }
 
-fn action(it: &Action, generator: &mut SchemaGenerator) -> Value {
+fn action(of: &Type, it: &Action, lang: Lang, generator: &mut SchemaGenerator) -> Value {
+    let plural = of.handler.meta().plural();
+    let item = matches!(it.kind, ActionKind::Item | ActionKind::Detail);
+    let reads = matches!(it.kind, ActionKind::Property | ActionKind::Detail);
     let kind = match it.kind {
         ActionKind::Item => "action",
         ActionKind::Class => "class_action",
@@ -118,10 +135,14 @@ fn action(it: &Action, generator: &mut SchemaGenerator) -> Value {
     };
     json!({
         "name": it.name,
+        "label": label(it.name, lang),
         "kind": kind,
+        "method": if reads { "GET" } else { "POST" },
+        "path": if item { format!("/{plural}/{{id}}/{}", it.name) } else { format!("/{plural}/{}", it.name) },
         "description": it.doc,
         "access": it.access,
         "when": it.when,
+        "deprecated": it.deprecated,
         "input": (it.input)(generator),
         "output": it.output.map(|schema| schema(generator)),
     })

@@ -4,12 +4,13 @@
 
 use std::sync::PoisonError;
 
-use actix_web::{HttpResponse, web};
+use actix_web::http::header;
+use actix_web::{HttpRequest, HttpResponse, web};
 use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::App;
+use super::{App, conditional, problem, request_id};
 use crate::auth::Access;
 use crate::context::Context;
 use crate::model::{Action, ActionKind, Field, Meta};
@@ -31,20 +32,32 @@ pub(super) fn generator() -> SchemaGenerator {
     settings.into_generator()
 }
 
-pub(super) async fn serve(app: web::Data<App>) -> HttpResponse {
-    HttpResponse::Ok().content_type("application/json").body(current(&app.core.registry))
+pub(super) async fn serve(req: HttpRequest, app: web::Data<App>) -> HttpResponse {
+    let (document, tag) = current(&app.core.registry);
+    let mut builder = match conditional::known(&req, &tag) {
+        Ok(None) => HttpResponse::Ok(),
+        Ok(Some(_)) => {
+            let mut builder = HttpResponse::NotModified();
+            builder.insert_header((header::ETAG, tag)).insert_header((header::CACHE_CONTROL, "no-cache"));
+            return builder.finish();
+        }
+        Err(error) => return problem(&error, &req, &request_id(&req)),
+    };
+    builder.insert_header((header::ETAG, tag)).insert_header((header::CACHE_CONTROL, "no-cache"));
+    builder.content_type("application/json").body(document)
 }
 
-/// The document as of the types that there are now.
-fn current(registry: &Registry) -> web::Bytes {
+/// The document as of the types that there are now, and its tag.
+fn current(registry: &Registry) -> (web::Bytes, String) {
     let generation = registry.generation();
     let mut kept = registry.document.lock().unwrap_or_else(PoisonError::into_inner);
     match &*kept {
-        Some((of, document)) if *of == generation => document.clone(),
+        Some((of, document, tag)) if *of == generation => (document.clone(), tag.clone()),
         _ => {
             let document: web::Bytes = document(registry).to_string().into();
-            *kept = Some((generation, document.clone()));
-            document
+            let tag = conditional::tag(None, &document);
+            *kept = Some((generation, document.clone(), tag.clone()));
+            (document, tag)
         }
     }
 }
@@ -82,13 +95,23 @@ fn document(registry: &Registry) -> Value {
         "paths": paths,
         "components": {
             "schemas": schemas,
+            "headers": header_components(),
             "securitySchemes": {
                 "token": {"type": "apiKey", "in": "header", "name": "X-Auth-Token"},
                 "bearer": {"type": "http", "scheme": "bearer"},
             },
             "responses": {
+                "NotModified": {"description": "What is known by its ETag still holds."},
                 "Problem": {
-                    "description": "What went wrong, and with which fields.",
+                    "description": "What went wrong, and with which fields; in English or Chinese by Accept-Language.",
+                    "headers": {
+                        "X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"},
+                        "Retry-After": {"$ref": "#/components/headers/Retry-After"},
+                        "Content-Language": {"$ref": "#/components/headers/Content-Language"},
+                        "RateLimit-Limit": {"$ref": "#/components/headers/RateLimit-Limit"},
+                        "RateLimit-Remaining": {"$ref": "#/components/headers/RateLimit-Remaining"},
+                        "RateLimit-Reset": {"$ref": "#/components/headers/RateLimit-Reset"},
+                    },
                     "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
                 },
             },
@@ -110,6 +133,7 @@ fn problem_schema() -> Value {
             "detail": {"type": "string"}, "instance": {"type": "string"},
             "class": {"type": "string", "description": "A stable name of the error, for programs."},
             "code": {"type": "integer"}, "details": {"type": "string"}, "request_id": {"type": "string"},
+            "trace_id": {"type": "string", "description": "Of the client's `traceparent`."},
             "errors": {"type": "array", "items": {
                 "type": "object", "required": ["field", "message"],
                 "properties": {"field": {"type": "string"}, "message": {"type": "string"}},
@@ -204,12 +228,40 @@ fn enveloped(key: &str, schema: &Value) -> Value {
     }}})
 }
 
+/// Headers of an answer: those of every one, and further ones by name.
+fn headers(names: &[&str]) -> Value {
+    let of = |name: &str| (name.to_owned(), json!({"$ref": format!("#/components/headers/{name}")}));
+    let all: Map<String, Value> =
+        ["X-Request-Id", "Server-Timing"].iter().chain(names).map(|it| of(it)).collect();
+    all.into()
+}
+
+/// What the headers say.
+fn header_components() -> Value {
+    let text = |doc: &str| json!({"schema": {"type": "string"}, "description": doc});
+    let number = |doc: &str| json!({"schema": {"type": "integer"}, "description": doc});
+    json!({
+        "X-Request-Id": text("The client's own, or a new one; under it the log tells more."),
+        "Server-Timing": text("Time in the database, and the number of statements."),
+        "ETag": text("For If-Match and If-None-Match."),
+        "Location": text("The path of what was made: the row, or the task."),
+        "Retry-After": number("Seconds: with 429 and 503."),
+        "Content-Language": text("The language of the texts, by Accept-Language: en or zh-CN."),
+        "RateLimit-Limit": number("Requests at once; only while rates are limited."),
+        "RateLimit-Remaining": number("How many of them are left."),
+        "RateLimit-Reset": number("Seconds until all are there again."),
+    })
+}
+
 /// An operation with the errors that any may answer.
 pub(super) fn operation(id: &str, tag: &str, summary: &str, ok: (&str, Value)) -> Value {
     let problem = json!({"$ref": "#/components/responses/Problem"});
     let mut responses = Map::new();
     responses.insert(ok.0.to_owned(), ok.1);
-    for status in ["400", "401", "403", "404", "409", "412", "413", "415", "429", "500", "503", "507"] {
+    for status in [
+        "400", "401", "403", "404", "406", "408", "409", "412", "413", "414", "415", "429", "431", "500",
+        "503", "504", "507",
+    ] {
         responses.insert(status.to_owned(), problem.clone());
     }
     json!({"operationId": id, "tags": [tag], "summary": summary, "responses": responses})
@@ -317,7 +369,7 @@ pub(super) fn list_parameters(meta: &Meta, generator: &mut SchemaGenerator) -> V
 /// The answer of a list.
 fn page(plural: &str, name: &str) -> Value {
     let text = || json!({"schema": {"type": "string"}});
-    json!({"description": "A page.", "content": {
+    json!({"description": "A page.", "headers": headers(&["ETag"]), "content": {
         "application/json": {"schema": {
             "type": "object", "required": [plural, "limit"], "properties": {
                 plural: {"type": "array", "items": reference(name)},
@@ -355,7 +407,12 @@ fn type_paths(
     let verbs = meta.source.verbs;
     let name = type_schemas(meta, generator, schemas);
     let (keyword, plural) = (meta.keyword(), meta.plural());
-    let row = || json!({"description": "The resource.", "content": enveloped(keyword, &reference(&name))});
+    let row = || {
+        json!({
+            "description": "The resource.", "headers": headers(&["ETag"]),
+            "content": enveloped(keyword, &reference(&name)),
+        })
+    };
     let body = |schema: &str| {
         json!({"required": true, "content": {"application/json": {"schema": {"anyOf": [
             {"type": "object", "required": [keyword], "properties": {keyword: reference(schema)}, "additionalProperties": false},
@@ -365,18 +422,29 @@ fn type_paths(
     let id = || parameter("id", "path", true, json!({"type": "string"}), "Id or name.");
     let if_match =
         || parameter("If-Match", "header", false, json!({"type": "string"}), "The ETag that is known.");
+    let if_none_match = || {
+        let doc = "ETags that are known: 304 if the answer has one of them.";
+        parameter("If-None-Match", "header", false, json!({"type": "string"}), doc)
+    };
+    let unchanged = || json!({"$ref": "#/components/responses/NotModified"});
     let mut class = Map::new();
     let mut item = Map::new();
     if verbs.list != Access::Never {
         let ok = ("200", page(plural, &name));
         let mut it = operation(&format!("{plural}.list"), plural, &format!("List {plural}"), ok);
         it["parameters"] = list_parameters(meta, generator);
+        if let Some(parameters) = it["parameters"].as_array_mut() {
+            parameters.push(if_none_match());
+        }
+        it["responses"]["304"] = unchanged();
         class.insert("get".into(), it);
         paths.insert(format!("/{plural}/statistics"), json!({"get": statistics(meta, generator)}));
     }
     if verbs.create != Access::Never {
+        let mut made = row();
+        made["headers"] = headers(&["ETag", "Location"]);
         let mut it =
-            operation(&format!("{plural}.create"), plural, &format!("Create a {keyword}"), ("201", row()));
+            operation(&format!("{plural}.create"), plural, &format!("Create a {keyword}"), ("201", made));
         it["requestBody"] = body(&format!("{name}Create"));
         class.insert("post".into(), it);
     }
@@ -385,6 +453,7 @@ fn type_paths(
         let mut parameters = vec![
             parameter("field", "query", false, json!({"type": "string"}), "Fields to show."),
             parameter("exclude", "query", false, json!({"type": "string"}), "Fields to leave out."),
+            if_none_match(),
         ];
         if meta.shows_tags() {
             let words = json!({"enum": ["true", "false"]});
@@ -392,6 +461,7 @@ fn type_paths(
         }
         parameters.extend(watch_parameters(meta));
         it["parameters"] = parameters.into();
+        it["responses"]["304"] = unchanged();
         item.insert("get".into(), it);
     }
     if verbs.update != Access::Never {
@@ -517,6 +587,9 @@ fn action_operation(
     let kind = if read { "show" } else { "perform" };
     let id = format!("{plural}.{kind}.{}.{}", format!("{:?}", action.kind).to_lowercase(), action.name);
     let mut it = operation(&id, plural, action.doc, ("200", ok.clone()));
+    if action.deprecated.is_some() {
+        it["deprecated"] = true.into();
+    }
     let input = serde_json::to_value((action.input)(generator)).unwrap_or_default();
     if read {
         let resolved = resolve(&input, generator);
@@ -532,7 +605,7 @@ fn action_operation(
         return ("get", it);
     }
     it["responses"]["202"] = json!({
-        "description": "A task was started; `task_id` names it.", "content": enveloped(key, &output),
+        "description": "A task was started; `task_id` names it.", "headers": headers(&["Location"]), "content": enveloped(key, &output),
     });
     it["requestBody"] = json!({"required": false, "content": {"application/json": {"schema": input}}});
     ("post", it)

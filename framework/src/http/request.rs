@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use actix_web::http::header::{self, HeaderName};
 use actix_web::{HttpRequest, web};
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 use percent_encoding::percent_decode_str;
 
 use crate::{Error, Kind, Result};
@@ -168,13 +168,12 @@ pub async fn read_body(req: &HttpRequest, mut payload: web::Payload, limit: usiz
 /// JSON, also by the name that `curl -d` gives everything.
 fn json_only(req: &HttpRequest) -> Result<()> {
     let Some(value) = req.headers().get(header::CONTENT_TYPE) else { return Ok(()) };
+    if value == super::media::JSON {
+        return Ok(());
+    }
     let text = value.to_str().unwrap_or_default().to_ascii_lowercase();
     let essence = text.split(';').next().unwrap_or_default().trim();
-    let json = essence == "application/json"
-        || essence.ends_with("+json")
-        || essence == "application/x-www-form-urlencoded"
-        || essence == "text/json";
-    if json {
+    if super::media::is_json(essence) {
         return Ok(());
     }
     let text = format!("Content-Type {essence} is not understood; send application/json");
@@ -183,7 +182,7 @@ fn json_only(req: &HttpRequest) -> Result<()> {
 
 /// Reads and forgets what a client is still sending, so that it can read the
 /// answer; within bounds, since it may send for ever.
-pub(super) async fn drain(mut payload: web::Payload) {
+pub(super) async fn drain<E>(mut payload: impl Stream<Item = Result<web::Bytes, E>> + Unpin) {
     const MOST: usize = 64 << 20;
     let reading = async {
         let mut seen = 0;

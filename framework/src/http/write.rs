@@ -28,7 +28,7 @@ pub(super) struct Manner {
 
 impl Manner {
     pub(super) fn of(req: &HttpRequest, cred: &UserCred, body: &[u8]) -> Result<Self> {
-        let known = super::if_match(req)?;
+        let known = super::conditional::if_match(req)?;
         let key = match req.headers().get("idempotency-key").filter(|_| req.method() == Method::POST) {
             Some(key) => {
                 let query = req.uri().query().unwrap_or_default();

@@ -87,6 +87,8 @@ pub struct Action {
     pub access: Option<Access>,
     /// The statuses in which an item's action is possible, for consoles; empty: any.
     pub when: &'static [&'static str],
+    /// Whether it is on its way out.
+    pub deprecated: Option<crate::http::Deprecated>,
     /// The method.
     pub run: Run,
     /// Schema of what it takes.

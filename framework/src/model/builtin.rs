@@ -95,6 +95,7 @@ impl BuiltIn {
             name,
             kind,
             doc,
+            deprecated: None,
             access: None,
             when: &[],
             run,

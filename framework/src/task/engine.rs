@@ -143,6 +143,7 @@ impl Engine {
     pub fn run(core: &Arc<Core>, options: WorkerOptions) -> Result<Workers> {
         let (stop, stopped) = watch::channel(false);
         let worker = Arc::new(Worker::new(core.clone(), options, stopped));
+        crate::worker::register(&worker);
         let heart = Heart::start(worker.clone())?;
         let dispatcher = tokio::spawn(worker.clone().dispatch());
         let keeper = tokio::spawn(worker.clone().keep_house());

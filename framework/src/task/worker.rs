@@ -19,6 +19,7 @@ use super::{StageSpec, TWIN, TaskEntry, callback, entry, heart, names};
 use crate::auth::UserCred;
 use crate::ctx::{Core, Ctx, Tx, new_id};
 use crate::db::{self, Cost};
+use crate::worker::{Report, Reporter};
 use crate::{Error, Result};
 
 /// Tasks in one claim at most.
@@ -82,6 +83,25 @@ impl Drop for Slot {
 /// 80 to 120 % of a time, so that processes do not go in step.
 fn jitter(time: Duration) -> Duration {
     time.mul_f64(0.8 + 0.4 * rand::random::<f64>())
+}
+
+impl Reporter for Worker {
+    fn reports(&self) -> Vec<Report> {
+        vec![Report {
+            name: "task-slots".to_owned(),
+            kind: "tasks",
+            parallel: Some(self.options.slots as u64),
+            active: self.running.load(Ordering::Relaxed) as u64,
+            queued: 0,
+            // What is due waits in the database, for any process.
+            queue: None,
+            done: self.metrics.stages.load(Ordering::Relaxed),
+            rejected: 0,
+            panicked: 0,
+            wait_seconds: Duration::from_micros(self.metrics.latency_us.load(Ordering::Relaxed))
+                .as_secs_f64(),
+        }]
+    }
 }
 
 impl Worker {

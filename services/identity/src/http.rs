@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
-use podyard::http::{App, client_ip, problem, query_params, read_body, request_id, token};
+use podyard::http::{App, client_ip, problem, problem_document, query_params, read_body, request_id, token};
 use podyard::{Ctx, Error, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -15,14 +15,12 @@ use crate::token::{Identity, MOST_ANCESTORS, Token};
 
 /// Adds the routes.
 pub fn configure(cfg: &mut web::ServiceConfig) {
-    cfg.route("/", web::get().to(versions))
-        .route("/v3", web::get().to(version))
-        .route("/v3/", web::get().to(version))
+    cfg.service(web::resource("/").route(web::get().to(versions)))
+        .service(web::resource(["/v3", "/v3/"]).route(web::get().to(version)))
         .service(
             web::resource("/v3/auth/tokens")
                 .route(web::post().to(issue))
                 .route(web::get().to(validate))
-                .route(web::head().to(validate))
                 .route(web::delete().to(revoke)),
         );
 }
@@ -55,18 +53,9 @@ async fn version(req: HttpRequest) -> HttpResponse {
 /// Keystone's error member beside the house's, so that both kinds of client
 /// find what they know.
 fn refuse(error: &Error, req: &HttpRequest, id: &str) -> HttpResponse {
-    let kind = error.kind();
-    let plain = problem(error, req, id);
-    let mut body = json!({
-        "type": "about:blank", "title": kind.title(), "status": kind.status(), "detail": error.message(),
-        "instance": req.path(), "class": error.class_name(), "code": kind.status(), "details": error.message(),
-        "request_id": id,
-        "error": {"code": kind.status(), "message": error.message(), "title": kind.title()},
-    });
-    if !error.field_errors().is_empty() {
-        body["errors"] = json!(error.field_errors());
-    }
-    plain.set_body(body.to_string()).map_into_boxed_body()
+    let mut body = problem_document(error, req, id);
+    body["error"] = json!({"code": body["status"], "message": body["detail"], "title": body["title"]});
+    problem(error, req, id).set_body(body.to_string()).map_into_boxed_body()
 }
 
 #[derive(Deserialize)]

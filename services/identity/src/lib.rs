@@ -18,4 +18,5 @@ pub use project::Project;
 pub use token::{Identity, IdentityOptions, Token};
 pub use user::{ADMIN, MEMBER, User, bootstrap, reset_password};
 
+podyard::catalogue!(Chinese, "i18n/zh.toml");
 podyard::migrations!("identity", "../../migrations/identity", "../../migrations/identity");

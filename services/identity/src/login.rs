@@ -113,14 +113,12 @@ impl Identity {
 
     /// Compares a password with a hash on a thread that may block.
     pub(crate) async fn verify(&self, password: String, hash: String) -> Result<bool> {
-        let _turn = self.hashing.acquire().await.map_err(Error::internal)?;
-        tokio::task::spawn_blocking(move || password::verify(&password, &hash)).await.map_err(Error::internal)
+        self.hashing.block(move || password::verify(&password, &hash)).await
     }
 
     /// Hashes a password on a thread that may block.
     pub(crate) async fn hash(&self, password: String) -> Result<String> {
-        let _turn = self.hashing.acquire().await.map_err(Error::internal)?;
-        tokio::task::spawn_blocking(move || password::hash(&password)).await.map_err(Error::internal)?
+        self.hashing.block(move || password::hash(&password)).await?
     }
 }
 

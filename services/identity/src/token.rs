@@ -11,6 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
 use hmac::{Hmac, Mac};
 use podyard::auth::{Access, Authenticator, UserCred};
 use podyard::db::{self, Db, Sql};
+use podyard::worker::Pool;
 use podyard::{Error, Result, Tx, now};
 use serde::{Deserialize, Serialize};
 
@@ -29,11 +30,15 @@ pub(crate) const MOST_ANCESTORS: usize = 8;
 pub struct IdentityOptions {
     /// How long a token is good.
     pub token_lifetime: Duration,
+    /// Passwords that are hashed at once; 0: as many as there are cores.
+    pub password_workers: usize,
+    /// Passwords that may wait for it.
+    pub password_queue: usize,
 }
 
 impl Default for IdentityOptions {
     fn default() -> Self {
-        Self { token_lifetime: LIFETIME }
+        Self { token_lifetime: LIFETIME, password_workers: 0, password_queue: 256 }
     }
 }
 
@@ -69,7 +74,7 @@ pub struct Identity {
     /// Compared with for users who do not exist, so that they take as long.
     pub(crate) nobody: String,
     /// Hashing takes 19 MiB each: not more at once than there are cores.
-    pub(crate) hashing: tokio::sync::Semaphore,
+    pub(crate) hashing: Pool,
     last_sync: Mutex<i64>,
 }
 
@@ -109,6 +114,9 @@ impl Identity {
                 .map(|(key,)| key)
                 .ok_or_else(|| Error::internal("no key"))
         })?;
+        let cores = || std::thread::available_parallelism().map_or(2, usize::from);
+        let at_once = if options.password_workers == 0 { cores() } else { options.password_workers };
+        let hashing = Pool::new("passwords", at_once, options.password_queue);
         let it = Self {
             key: B64.decode(key).map_err(Error::internal)?,
             options,
@@ -116,7 +124,7 @@ impl Identity {
             revoked: RwLock::default(),
             throttle: Throttle::default(),
             nobody: crate::password::hash("nobody has this password")?,
-            hashing: tokio::sync::Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from)),
+            hashing,
             last_sync: Mutex::new(0),
         };
         let rows = db.read_blocking(|conn| revocations(conn, 0))?;

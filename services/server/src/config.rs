@@ -182,9 +182,47 @@ pub(crate) struct ServeArgs {
     /// Believe X-Forwarded-* headers: only behind a proxy of your own that sets them.
     #[arg(long, env = "PODYARD_TRUST_FORWARDED")]
     pub(crate) trust_forwarded: bool,
+    /// An origin whose pages may call the API: https://app.example.org, *.example.org, or * for
+    /// all. May be given several times; in the file as a list.
+    #[arg(long = "cors-origin", env = "PODYARD_CORS_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
+    pub(crate) cors_origin: Vec<String>,
+    /// Requests a second that one user may make; 0: any number.
+    #[arg(long, env = "PODYARD_RATE_LIMIT", default_value_t = 0, value_name = "N")]
+    pub(crate) rate_limit: u32,
+    /// Requests that one user may make at once, after a pause; 0: twice the rate.
+    #[arg(long, env = "PODYARD_RATE_BURST", default_value_t = 0, value_name = "N")]
+    pub(crate) rate_burst: u32,
+    /// Requests a second that one address may make without a token; 0: any number.
+    #[arg(long, env = "PODYARD_ANONYMOUS_RATE_LIMIT", default_value_t = 0, value_name = "N")]
+    pub(crate) anonymous_rate_limit: u32,
+    /// How long a request may take until its answer begins, in seconds.
+    #[arg(long, env = "PODYARD_REQUEST_TIMEOUT", default_value_t = 60.0, value_name = "SECONDS",
+          value_parser = seconds)]
+    pub(crate) request_timeout: f64,
+    /// How long a client may take to send the head of a request, in seconds.
+    #[arg(long, env = "PODYARD_HEADER_TIMEOUT", default_value_t = 10, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) header_timeout: u64,
+    /// Send large answers as they are, also to clients that would accept them compressed.
+    #[arg(long, env = "PODYARD_NO_COMPRESSION")]
+    pub(crate) no_compression: bool,
+    /// Passwords that are checked at once, 19 MiB each; 0: one for each core.
+    #[arg(long, env = "PODYARD_PASSWORD_WORKERS", default_value_t = 0, value_name = "N",
+          value_parser = clap::value_parser!(u16).range(0..=1024))]
+    pub(crate) password_workers: u16,
+    /// Passwords that may wait to be checked; beyond it the answer is 503.
+    #[arg(long, env = "PODYARD_PASSWORD_QUEUE", default_value_t = 256, value_name = "N")]
+    pub(crate) password_queue: u32,
     /// How long requests and stages may take to end after SIGTERM, in seconds.
     #[arg(long, env = "PODYARD_SHUTDOWN_GRACE", default_value_t = 20, value_name = "SECONDS")]
     pub(crate) shutdown_grace: u64,
+}
+
+/// Seconds, also parts of one.
+fn seconds(text: &str) -> Result<f64, String> {
+    let wrong = || "must be a number of seconds from 0.001 to 86400".to_owned();
+    let sane = |it: &f64| (0.001..=86_400.0).contains(it);
+    text.parse().ok().filter(sane).ok_or_else(wrong)
 }
 
 /// Reads the command line, the environment and the file.
@@ -240,6 +278,10 @@ fn with_defaults(
         let text = match value {
             toml::Value::String(text) => text.clone(),
             toml::Value::Integer(_) | toml::Value::Float(_) | toml::Value::Boolean(_) => value.to_string(),
+            // A list of texts, for what may be given several times.
+            toml::Value::Array(list) if list.iter().all(toml::Value::is_str) && key.starts_with("cors") => {
+                list.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>().join(",")
+            }
             _ => return Err(format!("{path}: {key}: must be a text, a number, true or false")),
         };
         let knows = |c: &clap::Command| c.get_arguments().any(|arg| arg.get_id() == id.as_str());
@@ -292,6 +334,18 @@ mod tests {
             assert_eq!((it.max_spaces, it.max_running, it.start_timeout), (3, 7, 60));
             assert!(it.trust_forwarded);
         }
+    }
+
+    #[test]
+    fn origins_are_a_list_in_the_file() {
+        let file = "cors-origin = [\"https://a.org\", \"*.b.org\"]\nrequest-timeout = 2.5";
+        let it = with_file(file, &["podyard"]).unwrap();
+        assert_eq!(it.cors_origin, ["https://a.org", "*.b.org"]);
+        assert!((it.request_timeout - 2.5).abs() < f64::EPSILON);
+        let it =
+            with_file(file, &["podyard", "--cors-origin", "https://c.org", "--cors-origin", "*"]).unwrap();
+        assert_eq!(it.cors_origin, ["https://c.org", "*"]);
+        assert!(with_file("request-timeout = 0", &["podyard"]).unwrap_err().contains("request-timeout"));
     }
 
     #[test]

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use actix_web::middleware::from_fn;
 use actix_web::{App as ActixApp, HttpServer, web};
 use podyard::db::{self, DatabaseUrl, Db};
 use podyard::event::{self, FeedOptions};
-use podyard::http::{App, HttpOptions};
+use podyard::http::{App, Cors, HttpOptions, Rate};
 use podyard::task::{Engine, WorkerOptions, Workers};
 use podyard::{Core, telemetry};
 use podyard_driver::ProcessDriver;
@@ -48,10 +49,19 @@ fn open(url: &DatabaseUrl, options: db::Options) -> Result<Db, String> {
 async fn assemble(args: &ServeArgs) -> Result<Process, String> {
     let folder = &args.data.data_dir;
     private_folder(folder).map_err(|e| format!("--data-dir {}: {e}", folder.display()))?;
-    let options = db::Options { pool: args.database_pool, ..db::Options::default() };
+    let options = db::Options {
+        pool: args.database_pool,
+        // Its client has been answered by then.
+        statement_timeout: Duration::from_secs_f64(args.request_timeout + 1.0),
+        ..db::Options::default()
+    };
     let url = args.data.database();
     let db = tokio::task::spawn_blocking(move || open(&url, options)).await.map_err(text)??;
-    let identity_options = IdentityOptions { token_lifetime: Duration::from_secs(args.token_lifetime) };
+    let identity_options = IdentityOptions {
+        token_lifetime: Duration::from_secs(args.token_lifetime),
+        password_workers: args.password_workers.into(),
+        password_queue: args.password_queue as usize,
+    };
     let identity = {
         let db = db.clone();
         tokio::task::spawn_blocking(move || Identity::open(&db, identity_options)).await.map_err(text)?
@@ -175,8 +185,15 @@ fn resident() -> f64 {
     pages * size
 }
 
+/// A rate with room for twice as many at once, unless told otherwise.
+fn rate(per_second: u32, burst: u32) -> Rate {
+    Rate { per_second, burst: if burst == 0 { per_second.saturating_mul(2) } else { burst } }
+}
+
 pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
     let start = Instant::now();
+    let cors = Cors::new(args.cors_origin.iter().map(String::as_str));
+    let cors = cors.map_err(|e| format!("--cors-origin {e}"))?;
     log(&args.log, args.log_format)?;
     // Before anything is made: a port that is taken must not leave a first
     // login behind that nobody will look for.
@@ -207,12 +224,18 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
         body_limit: args.body_limit,
         metrics_token: args.metrics_token.clone(),
         trust_forwarded: args.trust_forwarded,
+        cors,
+        rate: rate(args.rate_limit, args.rate_burst),
+        anonymous_rate: rate(args.anonymous_rate_limit, 0),
+        timeout: Duration::from_secs_f64(args.request_timeout),
+        compress: !args.no_compression,
     };
-    let app = web::Data::new(App { core: core.clone(), options: http });
+    let app = web::Data::new(App::new(core.clone(), http));
     let identity = web::Data::new(identity);
     let factory_gateway = gateway.clone();
     let mut server = HttpServer::new(move || {
         ActixApp::new()
+            .wrap(from_fn(podyard::http::manners))
             .app_data(app.clone())
             .app_data(identity.clone())
             .configure(podyard_identity::configure)
@@ -221,6 +244,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
     })
     .disable_signals()
     .on_connect(podyard_gateway::connected)
+    .client_request_timeout(Duration::from_secs(args.header_timeout))
     // Well above the half second by which actix's clock may be late: a deadline
     // that is past when it is set would leave the connection open.
     .client_disconnect_timeout(Duration::from_secs(1))

@@ -15,6 +15,7 @@ mod template;
 use std::sync::Arc;
 use std::time::Duration;
 
+use podyard::worker::Pool;
 use podyard_driver::Driver;
 
 pub use kind::Kind;
@@ -26,7 +27,11 @@ pub use space::Space;
 pub use spec::Spec;
 pub use template::Template;
 
+podyard::catalogue!(Chinese, "i18n/zh.toml");
 podyard::migrations!("spaces", "../../migrations/spaces", "../../migrations/spaces");
+
+/// Logs that are read at once, and that may wait.
+const LOGS: (usize, usize) = (4, 64);
 
 /// What the spaces service is set to.
 #[derive(Debug, Clone)]
@@ -63,12 +68,19 @@ pub struct Spaces {
     /// What runs the programs.
     pub driver: Arc<dyn Driver>,
     waiters: observer::Waiters,
+    /// Reading logs off the disk.
+    pub(crate) logs: Pool,
 }
 
 impl Spaces {
     /// Over a driver.
     #[must_use]
     pub fn new(options: SpacesOptions, driver: Arc<dyn Driver>) -> Self {
-        Self { options, driver, waiters: observer::Waiters::default() }
+        Self {
+            options,
+            driver,
+            waiters: observer::Waiters::default(),
+            logs: Pool::new("logs", LOGS.0, LOGS.1),
+        }
     }
 }

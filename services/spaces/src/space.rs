@@ -287,7 +287,8 @@ impl Space {
     async fn get_details_log(&self, ctx: &Ctx, query: LogQuery) -> Result<LogOutput> {
         let spaces = ctx.service::<Spaces>()?;
         let bytes = query.bytes.unwrap_or(65536).min(1 << 20);
-        let log = spaces.driver.log(&self.id, bytes as usize).await.map_err(Error::internal)?;
+        let reading = spaces.logs.run(spaces.driver.log(&self.id, bytes as usize));
+        let log = reading.await?.map_err(Error::internal)?;
         Ok(LogOutput { log })
     }
 }

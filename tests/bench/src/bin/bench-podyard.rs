@@ -150,10 +150,11 @@ async fn serve(options: Options) -> std::result::Result<(), Fault> {
     let (token, _) = identity.login(&core, login).await.map_err(Error::from)?;
     println!("header: X-Auth-Token: {token}");
 
-    let app = web::Data::new(App { core: core.clone(), options: HttpOptions::default() });
+    let app = web::Data::new(App::new(core.clone(), HttpOptions::default()));
     let login = web::Data::new(identity.clone());
     let server = HttpServer::new(move || {
         ActixApp::new()
+            .wrap(actix_web::middleware::from_fn(podyard::http::manners))
             .app_data(app.clone())
             .app_data(login.clone())
             .configure(podyard_identity::configure)
