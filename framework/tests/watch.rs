@@ -148,7 +148,7 @@ async fn house(url: Option<String>, feed: FeedOptions) -> House {
         Db::open(&url, Options::default()).unwrap()
     });
     let core = Arc::new(Core::new(db.await.unwrap(), Arc::new(Tokens)).with_feed(feed));
-    let app = web::Data::new(App { core: core.clone(), options: HttpOptions::default() });
+    let app = web::Data::new(App::new(core.clone(), HttpOptions::default()));
     let server =
         HttpServer::new(move || ActixApp::new().app_data(app.clone()).configure(podyard::http::configure))
             .workers(1)
