@@ -2,7 +2,6 @@
 //! services come in through them, so that tests can hold them still.
 
 use std::any::{Any, TypeId};
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -387,12 +386,7 @@ impl<'a> Tx<'a> {
     ///
     /// # Errors
     /// 409 when somebody else changed it meanwhile.
-    pub fn save_and_log<T: Record>(
-        &mut self,
-        row: &mut T,
-        action: &str,
-        before: &[Value<'_>],
-    ) -> Result<()> {
+    pub fn save_and_log<T: Record>(&mut self, row: &mut T, action: &str, before: &[Value<'_>]) -> Result<()> {
         self.save_noted(row, action, before, None)
     }
 
@@ -595,18 +589,4 @@ pub(crate) fn values<T: Record>(row: &T) -> Vec<Value<'_>> {
     let mut values = Vec::with_capacity(T::meta().fields().len());
     row.write(&mut values);
     values
-}
-
-/// A value as JSON, for the audit.
-pub(crate) fn value_json(value: &Value<'_>) -> serde_json::Value {
-    match value {
-        Value::Text(Some(text)) => match text {
-            Cow::Borrowed(t) => (*t).into(),
-            Cow::Owned(t) => t.as_str().into(),
-        },
-        Value::Int(Some(v)) => (*v).into(),
-        Value::Float(Some(v)) => (*v).into(),
-        Value::Bool(Some(v)) => (*v).into(),
-        _ => serde_json::Value::Null,
-    }
 }

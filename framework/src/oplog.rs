@@ -31,7 +31,8 @@ impl Tx<'_> {
         let mut sql = Sql::new(INSERT);
         sql.push("SELECT ").bind(now).push(", ").bind(keyword);
         sql.push(format!(", \"id\", \"name\", \"version\", 'delete', {owners}"));
-        for text in [&cred.user_id, &cred.user_name, &cred.project_id, &cred.domain_id, self.ctx.request_id()] {
+        for text in [&cred.user_id, &cred.user_name, &cred.project_id, &cred.domain_id, self.ctx.request_id()]
+        {
             sql.push(", ").bind(text);
         }
         sql.push(", ").bind(self.ctx.task_id().unwrap_or_default());

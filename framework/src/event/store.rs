@@ -170,7 +170,9 @@ pub(super) fn sweep(conn: &mut AnyConnection, before: i64) -> Result<usize> {
     let horizon = horizon.value(last.seq).text(" WHERE (\"xid\", \"seq\") < (").value(last.xid).text(", ");
     db::execute(conn, &horizon.value(last.seq).text(")"))?;
     let sql = match dialect {
-        Dialect::Sqlite | Dialect::Mysql => Sql::new("DELETE FROM \"ops_log\" WHERE \"seq\" <= ").value(last.seq),
+        Dialect::Sqlite | Dialect::Mysql => {
+            Sql::new("DELETE FROM \"ops_log\" WHERE \"seq\" <= ").value(last.seq)
+        }
         Dialect::Postgres => Sql::new("DELETE FROM \"ops_log\" WHERE (\"xid\", \"seq\") <= (")
             .value(last.xid)
             .text(", ")

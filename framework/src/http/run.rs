@@ -338,7 +338,9 @@ async fn outside(
             let output = run(ctx.clone(), input).await?;
             show(handler, &ctx, handler.meta().plural(), output, 0, Duration::ZERO).await
         }
-        Run::Item(_) | Run::AnyItem(_) | Run::Class(_) | Run::AnyClass(_) => Err(Error::internal("an action inside of the transaction")),
+        Run::Item(_) | Run::AnyItem(_) | Run::Class(_) | Run::AnyClass(_) => {
+            Err(Error::internal("an action inside of the transaction"))
+        }
     }
 }
 

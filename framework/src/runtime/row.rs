@@ -16,11 +16,11 @@ use crate::auth::Access;
 use crate::ctx::Tx;
 use crate::db::{Column as _, RowReader, Sql, Value};
 use crate::dispatch::{Chunk, Handler, IfMatch, Part, Place, Reply, ResourceHandler, Shown};
+use crate::event::{Change, Told, Watched};
 use crate::model::{
     Action, ActionInput, Base, Columns, Field, Input, JsonObject, Manager, Meta, MetaSource, Model, Record,
     Scope, Stamp, StandaloneBase, Verbs, VirtualBase,
 };
-use crate::event::{Change, Told, Watched};
 use crate::query::{ListRequest, Visible};
 use crate::quota::QuotaUse;
 
