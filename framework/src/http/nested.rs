@@ -63,16 +63,21 @@ pub(super) fn route<'a>(
         [_] if delete => Target::Delete(row),
         [_] => return Err(not_allowed("GET, PUT, PATCH, DELETE")),
         [_, action] => {
-            let found = of.actions.get(&(kind, action.as_ref())).copied().ok_or_else(|| {
+            let refuse = || {
                 let (word, class) =
                     if read { ("detail", "SpecNotFoundError") } else { ("action", "ActionNotFoundError") };
                 let text = format!("{} has no {word} {action}", meta.keyword());
                 Error::new(Kind::NotFound, text).class(class)
-            })?;
+            };
             if !read && !post {
                 return Err(not_allowed("GET, POST"));
             }
-            Target::Action(found, Some(row))
+            match of.actions.get(&(kind, action.as_ref())).copied() {
+                Some(found) => Target::Action(found, Some(row)),
+                None if read && action == "events" => Target::Events(row),
+                None if post && action == "copy" => Target::Copy(row),
+                None => return Err(refuse()),
+            }
         }
         _ => return Ok(None),
     };

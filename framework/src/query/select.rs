@@ -204,6 +204,7 @@ impl<T: Record> Select<T> {
     #[must_use]
     pub fn with_deleted(mut self) -> Self {
         self.query.deleted = Marked::Any;
+        self.query.pending = Marked::Any;
         self
     }
 

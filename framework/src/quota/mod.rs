@@ -150,12 +150,7 @@ impl Tx<'_> {
         {
             return Ok(Some(*kept));
         }
-        T::select()
-            .unscoped()
-            .with_deleted()
-            .pending(crate::query::Marked::Any)
-            .eq("id", id.clone())
-            .one(self)
+        T::select().unscoped().with_deleted().eq("id", id.clone()).one(self)
     }
 
     fn settle(&mut self, sums: Sums) -> Result<()> {

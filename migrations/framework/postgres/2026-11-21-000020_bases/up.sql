@@ -8,7 +8,7 @@ CREATE TABLE metadata (
     value TEXT NOT NULL,
     PRIMARY KEY (obj_type, obj_id, key)
 );
-CREATE INDEX metadata_tag ON metadata (obj_type, key, head, obj_id);
+CREATE INDEX metadata_tag ON metadata (obj_type, key, head);
 
 -- With whom rows are shared: `project:<id>`, `domain:<id>` or `system`.
 CREATE TABLE shared_resources (
