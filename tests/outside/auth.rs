@@ -375,7 +375,7 @@ fn members_have_no_administrators_rights(kind: Kind) {
     assert_eq!(missing.blamed(), ["original_password"]);
     // A space is its maker's, whatever they say.
     let fields = json!({"name": "x", "template_id": "files", "spec_id": "test", "user_id": other});
-    assert_eq!(ann.post("/spaces", &fields).expect(400).blamed(), ["user_id"]);
+    assert_eq!(ann.post("/spaces", &fields).expect(403).blamed(), ["user_id"]);
     let id = ann.space("x", "files");
     for name in
         ["user_id", "project_id", "status", "sid", "version", "id", "deleted", "created_at", "template_id"]
