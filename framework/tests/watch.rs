@@ -35,6 +35,23 @@ pub struct Note {
 impl Manager for Note {}
 impl Model for Note {}
 
+/// A board, which can be shared, and goes into the trash.
+#[derive(Debug, Clone, Default, Resource)]
+#[resource(keyword = "board", plural = "boards")]
+pub struct Board {
+    /// The base.
+    pub base: VirtualBase,
+    /// Goes into the trash.
+    #[mixin]
+    pub trash: Trash,
+    /// Can be shared.
+    #[mixin]
+    pub sharing: Sharing,
+}
+
+impl Manager for Board {}
+impl Model for Board {}
+
 /// A leaflet, which is nobody's; some are hidden by other means than owners.
 #[derive(Debug, Clone, Default, Resource)]
 #[resource(keyword = "leaflet", plural = "leaflets", read = "user", write = "user")]
@@ -61,6 +78,11 @@ const TABLES: &str = "CREATE TABLE notes (id TEXT NOT NULL PRIMARY KEY, version 
      status TEXT NOT NULL, status_reason TEXT NOT NULL, domain_id TEXT NOT NULL, project_id TEXT NOT NULL, \
      user_id TEXT NOT NULL, deleted BOOLEAN NOT NULL, deleted_at BIGINT, secret TEXT NOT NULL, \
      remark TEXT NOT NULL); \
+     CREATE TABLE boards (id TEXT NOT NULL PRIMARY KEY, version BIGINT NOT NULL, \
+     created_at BIGINT NOT NULL, updated_at BIGINT NOT NULL, name TEXT NOT NULL, description TEXT NOT NULL, \
+     status TEXT NOT NULL, status_reason TEXT NOT NULL, domain_id TEXT NOT NULL, project_id TEXT NOT NULL, \
+     user_id TEXT NOT NULL, deleted BOOLEAN NOT NULL, deleted_at BIGINT, pending_deleted BOOLEAN NOT NULL, \
+     pending_deleted_at BIGINT, is_public BOOLEAN NOT NULL, public_scope TEXT NOT NULL); \
      CREATE TABLE leaflets (id TEXT NOT NULL PRIMARY KEY, version BIGINT NOT NULL, created_at BIGINT NOT NULL, \
      updated_at BIGINT NOT NULL, name TEXT NOT NULL, description TEXT NOT NULL, public BOOLEAN NOT NULL);";
 
@@ -144,6 +166,7 @@ async fn house(url: Option<String>, feed: FeedOptions) -> House {
             DatabaseUrl::Postgres(url) => {
                 diesel::PgConnection::establish(url).unwrap().batch_execute(TABLES).unwrap();
             }
+            DatabaseUrl::Mysql(_) => unreachable!("not one of these tests'"),
         }
         Db::open(&url, Options::default()).unwrap()
     });
@@ -283,6 +306,7 @@ on_each_database!(
     a_client_that_reads_nothing_is_dropped,
     the_audit_keeps_to_domains_and_ranks,
     rows_hidden_by_a_hook_stay_hidden,
+    a_shared_row_is_told_to_those_it_is_shared_with,
     the_process_takes_no_more_streams_than_it_is_set_to,
 );
 
@@ -358,6 +382,24 @@ async fn rows_hidden_by_a_hook_stay_hidden(url: Option<String>) {
     assert!(!hers.contains("hidden") && !hers.contains(&hidden), "{hers}");
     let (_, all) = read_until(root, "the end").await;
     assert!(all.contains(&hidden), "{all}");
+}
+
+async fn a_shared_row_is_told_to_those_it_is_shared_with(url: Option<String>) {
+    let house = house(url, FeedOptions::default()).await;
+    let id = house.make("/boards", ANN, serde_json::json!({"name": "secret"})).await;
+    let path = format!("/boards/{id}");
+    let streams =
+        [house.watch("/boards?watch=true", ANN).await, house.watch("/boards?watch=true", BOB).await];
+    assert_eq!(house.ask("PUT", &path, ANN, r#"{"name": "still secret"}"#).await.0, 200);
+    let share = house.ask("POST", &format!("{path}/public"), ADMIN, r#"{"scope": "system"}"#).await;
+    assert_eq!(share.0, 200, "{}", share.1);
+    assert_eq!(house.ask("PUT", &path, ANN, r#"{"name": "for all"}"#).await.0, 200);
+    assert_eq!(house.ask("DELETE", &path, ANN, "").await.0, 200);
+    for (i, stream) in streams.into_iter().enumerate() {
+        let (_, text) = read_until(stream, "event: deleted").await;
+        assert_eq!(text.contains("secret\""), i == 0, "{text}");
+    }
+    house.core.feed.shut_down();
 }
 
 async fn the_process_takes_no_more_streams_than_it_is_set_to(url: Option<String>) {

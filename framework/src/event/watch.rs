@@ -58,7 +58,8 @@ type Param<'a> = (Cow<'a, str>, Cow<'a, str>);
 
 /// Takes what is the stream's from the parameters; the rest is the list's.
 fn asked<'a>(req: &HttpRequest, params: &Params<'a>) -> Result<(Asked, Vec<Param<'a>>)> {
-    const PAGING: [&str; 7] = ["limit", "marker", "order", "order_by", "offset", "export", "distinct_field"];
+    const PAGING: [&str; 8] =
+        ["limit", "marker", "order", "order_by", "offset", "total", "export", "distinct_field"];
     let mut it = Asked::default();
     let mut rest = Vec::new();
     for (i, (key, value)) in params.iter().enumerate() {

@@ -127,6 +127,7 @@ pub(crate) fn forget_all(tx: &mut Tx<'_>, resource: &str) -> Result<()> {
     plural = "usages",
     read = "user",
     write = "never",
+    unlogged,
     extra(most = "The most that there may be.")
 )]
 pub struct Usage {
