@@ -445,11 +445,11 @@ fn wrong_methods_and_types_say_what_is_right(kind: Kind) {
     let Scene { house: _house, server: _server, admin, id } = scene(kind);
     let before = snapshot(&admin);
     for (method, path, allow) in [
-        ("OPTIONS", "/spaces".to_owned(), "GET, POST, PUT, PATCH, DELETE"),
-        ("PROPFIND", format!("/spaces/{id}"), "GET, PUT, PATCH, DELETE, POST"),
-        ("PUT", format!("/spaces/{id}/start"), "GET, POST"),
-        ("DELETE", format!("/spaces/{id}/log"), "GET, POST"),
-        ("POST", "/resources".to_owned(), "GET"),
+        ("PROPFIND", "/spaces".to_owned(), "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+        ("PROPFIND", format!("/spaces/{id}"), "GET, HEAD, PUT, PATCH, DELETE, OPTIONS"),
+        ("PUT", format!("/spaces/{id}/start"), "POST, OPTIONS"),
+        ("DELETE", format!("/spaces/{id}/log"), "GET, HEAD, OPTIONS"),
+        ("POST", "/resources".to_owned(), "GET, HEAD, OPTIONS"),
     ] {
         let answer = admin.send(method, &path, &[], None);
         blames(&answer, 405, None);
