@@ -14,6 +14,7 @@ use crate::context::{self, Nested};
 use crate::db::{self, AnyConnection, Cost, Db, Dialect, Done, Lock, Sql, Value};
 use crate::event::{Feed, FeedOptions};
 use crate::http::Trace;
+use crate::i18n::Lang;
 use crate::model::{Meta, Record, Reference, Stamp};
 use crate::oplog;
 use crate::registry::Registry;
@@ -120,14 +121,15 @@ pub struct Ctx {
     /// What the path fixed of the rows that it leads to.
     pub(crate) nested: Option<Arc<Nested>>,
     trace: Option<Arc<Trace>>,
+    lang: Lang,
 }
 
 impl Ctx {
     /// For a request of somebody.
     pub fn new(core: Arc<Core>, cred: Arc<UserCred>, request_id: impl Into<Arc<str>>) -> Self {
         let (client_ip, task, force, admitted, nested) = (None, false, false, false, None);
-        let trace = None;
-        Self { core, cred, request_id: request_id.into(), client_ip, task, force, admitted, nested, trace }
+        let (request_id, trace, lang) = (request_id.into(), None, Lang::English);
+        Self { core, cred, request_id, client_ip, task, force, admitted, nested, trace, lang }
     }
 
     /// The same request, which asked for force or did not.
@@ -212,6 +214,17 @@ impl Ctx {
     pub fn with_trace(mut self, trace: Trace) -> Self {
         self.trace = Some(Arc::new(trace));
         self
+    }
+
+    /// The same, for somebody who reads that language.
+    #[must_use]
+    pub(crate) fn with_lang(self, lang: Lang) -> Self {
+        Self { lang, ..self }
+    }
+
+    /// The language of what is told to people.
+    pub(crate) fn lang(&self) -> Lang {
+        self.lang
     }
 
     /// The client's trace, if it sent one: what calls others on its behalf

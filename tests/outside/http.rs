@@ -96,13 +96,13 @@ fn options_tell_what_is_possible(kind: Kind) {
     let (space, start, log) =
         (format!("/spaces/{id}"), format!("/spaces/{id}/start"), format!("/spaces/{id}/log"));
     for (who, path, allow) in [
-        (&ann, "/spaces", "GET, HEAD, POST, OPTIONS"),
+        (&ann, "/spaces", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
         (&ann, space.as_str(), "GET, HEAD, PUT, PATCH, DELETE, OPTIONS"),
         (&ann, start.as_str(), "POST, OPTIONS"),
         (&ann, log.as_str(), "GET, HEAD, OPTIONS"),
         // What only administrators may is not possible to others.
         (&ann, "/templates", "GET, HEAD, OPTIONS"),
-        (&admin, "/templates", "GET, HEAD, POST, OPTIONS"),
+        (&admin, "/templates", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
         (&ann, "/templates/x", "GET, HEAD, OPTIONS"),
         (&admin, "/tasks", "GET, HEAD, OPTIONS"),
         (&admin, "/resources", "GET, HEAD, OPTIONS"),

@@ -467,7 +467,7 @@ fn a_lost_race_changes_nothing(kind: Kind) {
     let path = format!("/spaces/{id}");
     let json = ("Content-Type", "application/json");
     let tag = ann.get(&path).expect(200).header("etag").to_owned();
-    assert_eq!(tag, "\"1\"");
+    assert!(tag.starts_with("\"1-"), "{tag}");
     let put = |tag: &str, name: &str| {
         let text = json!({"name": name}).to_string();
         ann.send("PUT", &path, &[json, ("If-Match", tag)], Some(text.as_bytes()))

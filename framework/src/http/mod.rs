@@ -399,7 +399,7 @@ async fn handle(
     if let Some(trace) = req.extensions().get::<Trace>() {
         ctx = ctx.with_trace(trace.clone());
     }
-    ctx = ctx.from_address(address(req, app.options.trust_forwarded));
+    ctx = ctx.from_address(address(req, app.options.trust_forwarded)).with_lang(language(req));
     let body = read_body(req, payload, app.options.body_limit).await?;
     let Some(of) = of else {
         let Target::Discovery(name) = target else { return Err(Error::internal("a route without a type")) };

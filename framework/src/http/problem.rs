@@ -35,14 +35,23 @@ fn told(error: &Error, lang: Lang) -> (String, Vec<FieldError>) {
 /// request id that the answer carries.
 #[must_use]
 pub fn problem_document(error: &Error, req: &HttpRequest, request_id: &str) -> Value {
-    let (kind, lang) = (error.kind(), language(req));
+    let mut body = document(error, req.path(), request_id, language(req));
+    if let Some(trace) = req.extensions().get::<Trace>() {
+        body["trace_id"] = trace.trace_id.as_str().into();
+    }
+    body
+}
+
+/// The same, of a part of a request.
+pub(super) fn document(error: &Error, instance: &str, request_id: &str, lang: Lang) -> Value {
+    let kind = error.kind();
     let (detail, fields) = told(error, lang);
     let mut body = json!({
         "type": "about:blank",
         "title": i18n::text(lang, kind.title()),
         "status": kind.status(),
         "detail": detail,
-        "instance": req.path(),
+        "instance": instance,
         "class": error.class_name(),
         "code": kind.status(),
         "details": detail,
@@ -50,9 +59,6 @@ pub fn problem_document(error: &Error, req: &HttpRequest, request_id: &str) -> V
     });
     if !fields.is_empty() {
         body["errors"] = json!(fields);
-    }
-    if let Some(trace) = req.extensions().get::<Trace>() {
-        body["trace_id"] = trace.trace_id.as_str().into();
     }
     body
 }
@@ -87,24 +93,4 @@ pub fn problem(error: &Error, req: &HttpRequest, request_id: &str) -> HttpRespon
         _ => {}
     }
     builder.body(problem_document(error, req, request_id).to_string())
-}
-
-/// An error as its document.
-pub(super) fn document(error: &Error, instance: &str, request_id: &str) -> serde_json::Value {
-    let kind = error.kind();
-    let mut body = serde_json::json!({
-        "type": "about:blank",
-        "title": kind.title(),
-        "status": kind.status(),
-        "detail": error.message(),
-        "instance": instance,
-        "class": error.class_name(),
-        "code": kind.status(),
-        "details": error.message(),
-        "request_id": request_id,
-    });
-    if !error.field_errors().is_empty() {
-        body["errors"] = serde_json::json!(error.field_errors());
-    }
-    body
 }

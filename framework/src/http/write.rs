@@ -155,7 +155,7 @@ pub(super) fn parts(
                     Some(id) => format!("/{}/{id}", meta.plural()),
                     None => format!("/{}", meta.plural()),
                 };
-                let problem = super::problem::document(&error, &place, request_id);
+                let problem = super::problem::document(&error, &place, request_id, tx.ctx.lang());
                 Shown { status: error.kind().status(), id, body: raw(problem.to_string().into_bytes())? }
             }
         });
