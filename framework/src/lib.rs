@@ -65,4 +65,9 @@ pub mod prelude {
     pub use crate::{Columns as DeriveColumns, Ctx, Error, Resource, Result, Tx, actions, stages};
 }
 
-migrations!("framework", "../migrations/framework/sqlite", "../migrations/framework/postgres");
+migrations!(
+    "framework",
+    "../migrations/framework/sqlite",
+    "../migrations/framework/postgres",
+    "../migrations/framework/mysql"
+);

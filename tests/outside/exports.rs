@@ -118,7 +118,7 @@ fn fill(house: &House, rows: u32) {
 /// Runs a statement on the database itself.
 fn run(house: &House, sql: &str) {
     match &house.database.url {
-        Some(_) => house.database.execute(sql),
+        Some(url) => crate::harness::Session::open(url).execute(sql),
         None => {
             use diesel::connection::SimpleConnection as _;
             let file = house.data_dir().join("podyard.sqlite3");

@@ -415,7 +415,7 @@ fn heads_have_bounds(kind: Kind) {
 /// Keeps writes to spaces waiting until it is dropped.
 enum Obstacle {
     Sqlite(diesel::SqliteConnection),
-    Postgres(diesel::PgConnection),
+    Server(crate::harness::Session),
 }
 
 impl Obstacle {
@@ -428,9 +428,13 @@ impl Obstacle {
                 Self::Sqlite(conn)
             }
             Some(url) => {
-                let mut conn = diesel::PgConnection::establish(url).unwrap();
-                conn.batch_execute("BEGIN; LOCK TABLE \"kinds\" IN EXCLUSIVE MODE").unwrap();
-                Self::Postgres(conn)
+                let mut conn = crate::harness::Session::open(url);
+                conn.execute(match conn {
+                    crate::harness::Session::Postgres(_) => "BEGIN; LOCK TABLE \"kinds\" IN EXCLUSIVE MODE",
+                    #[cfg(feature = "mysql")]
+                    crate::harness::Session::Mysql(_) => "BEGIN; SELECT \"id\" FROM \"kinds\" FOR UPDATE",
+                });
+                Self::Server(conn)
             }
         }
     }
@@ -438,7 +442,7 @@ impl Obstacle {
     fn end(self) {
         match self {
             Self::Sqlite(mut conn) => conn.batch_execute("ROLLBACK").unwrap(),
-            Self::Postgres(mut conn) => conn.batch_execute("ROLLBACK").unwrap(),
+            Self::Server(mut conn) => conn.execute("ROLLBACK"),
         }
     }
 }

@@ -7,11 +7,11 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use diesel::Connection as _;
 use diesel::connection::SimpleConnection as _;
-use diesel::{Connection as _, PgConnection};
 use serde_json::{Value, json};
 
-use crate::harness::{Client, House, Kind, at_once, body, key, until};
+use crate::harness::{Client, House, Kind, Session, at_once, body, key, until};
 
 on_each_database!(
     an_owner_hears_of_each_change_in_order,
@@ -427,14 +427,13 @@ fn two_servers_and_many_writers_lose_nothing(kind: Kind) {
         watch.expect("created", &held);
     }
     let mut holder = house.database.url.as_ref().map(|url| {
-        let mut conn = PgConnection::establish(url).unwrap();
+        let mut conn = Session::open(url);
         let copied = "obj_type, obj_name, obj_version, action, owner_domain_id, owner_project_id, owner_user_id, \
                       user_id, user_name, project_id, request_id, notes";
-        conn.batch_execute(&format!(
+        conn.execute(&format!(
             "BEGIN; INSERT INTO ops_log (id, at, obj_id, {copied}) \
              SELECT 'held', at, obj_id, {copied} FROM ops_log WHERE obj_id = '{held}'"
-        ))
-        .unwrap();
+        ));
         conn
     });
     let people: Vec<_> = (0..16).map(|i| if i % 2 == 0 { admin.clone() } else { there.clone() }).collect();
@@ -461,7 +460,7 @@ fn two_servers_and_many_writers_lose_nothing(kind: Kind) {
             let line = metrics.lines().find_map(|it| it.strip_prefix("podyard_feed_lag_seconds "))?;
             (line.parse::<f64>().unwrap() > 0.0).then_some(())
         });
-        conn.batch_execute("COMMIT").unwrap();
+        conn.execute("COMMIT");
     }
     let end = there.space("the end", "files");
     let truth = Picture::of(&admin);
@@ -555,7 +554,7 @@ fn a_server_that_is_asked_to_end_ends_its_streams(kind: Kind) {
 
 fn execute(house: &House, sql: &str) {
     match &house.database.url {
-        Some(url) => PgConnection::establish(url).unwrap().batch_execute(sql).unwrap(),
+        Some(url) => Session::open(url).execute(sql),
         None => {
             let file = house.data_dir().join("podyard.sqlite3");
             let mut conn = diesel::SqliteConnection::establish(file.to_str().unwrap()).unwrap();

@@ -18,14 +18,16 @@ pub fn url() -> Result<String, String> {
     })
 }
 
+/// Makes a session take the SQL that the other databases take.
+pub const SESSION: &str = "SET SESSION sql_mode = 'ANSI_QUOTES,PIPES_AS_CONCAT,NO_BACKSLASH_ESCAPES' \
+     /*M! , max_recursive_iterations = 10000000 */ /*!80000 , cte_max_recursion_depth = 10000000 */";
+
 /// Runs SQL on a server, of the kind that the others take too.
 ///
 /// # Errors
 /// What MySQL said.
 pub fn execute(url: &str, sql: &str) -> Result<(), String> {
     let mut connection = MysqlConnection::establish(url).map_err(|error| format!("{url}: {error}"))?;
-    let session = "SET SESSION sql_mode = 'ANSI_QUOTES,PIPES_AS_CONCAT,NO_BACKSLASH_ESCAPES' \
-         /*M! , max_recursive_iterations = 10000000 */ /*!80000 , cte_max_recursion_depth = 10000000 */";
-    connection.batch_execute(session).map_err(|error| format!("{session}: {error}"))?;
+    connection.batch_execute(SESSION).map_err(|error| format!("{SESSION}: {error}"))?;
     connection.batch_execute(sql).map_err(|error| format!("{sql}: {error}"))
 }

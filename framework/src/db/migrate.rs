@@ -18,6 +18,9 @@ pub struct MigrationSet {
     pub sqlite: fn() -> EmbeddedMigrations,
     /// For PostgreSQL.
     pub postgres: fn() -> EmbeddedMigrations,
+    /// For MySQL, in the place of SQLite's of the same version: what cannot
+    /// be translated.
+    pub mysql: fn() -> Option<EmbeddedMigrations>,
 }
 
 inventory::collect!(MigrationSet);
@@ -103,7 +106,7 @@ pub fn run(url: &DatabaseUrl) -> Result<Vec<String>> {
             }
             #[cfg(feature = "mysql")]
             AnyConnection::Mysql(conn) => {
-                for migration in super::mysql::pending(conn, (set.sqlite)())? {
+                for migration in super::mysql::pending(conn, set)? {
                     super::mysql::run(conn, &*migration)?;
                     done.push(format!("{}/{}", set.service, migration.name()));
                 }
@@ -144,7 +147,7 @@ pub fn pending(url: &DatabaseUrl) -> Result<Vec<String>> {
             }
             #[cfg(feature = "mysql")]
             AnyConnection::Mysql(conn) => {
-                super::mysql::pending(conn, (set.sqlite)())?.iter().map(|m| m.name().to_string()).collect()
+                super::mysql::pending(conn, set)?.iter().map(|m| m.name().to_string()).collect()
             }
         };
         names.extend(of_set.into_iter().map(|name| format!("{}/{name}", set.service)));
@@ -166,7 +169,7 @@ pub fn revert(url: &DatabaseUrl) -> Result<Vec<String>> {
             AnyConnection::Postgres(conn) => revert_set(conn, (set.postgres)(), set.service, &mut done)?,
             #[cfg(feature = "mysql")]
             AnyConnection::Mysql(conn) => {
-                for name in super::mysql::revert(conn, (set.sqlite)())? {
+                for name in super::mysql::revert(conn, set)? {
                     done.push(format!("{}/{name}", set.service));
                 }
             }
@@ -194,18 +197,28 @@ fn revert_set<DB: diesel::backend::Backend>(
 }
 
 /// Registers the migrations of a service: its name and the folders for SQLite
-/// and PostgreSQL, relative to the crate. The crate depends on `diesel_migrations`.
+/// and PostgreSQL, relative to the crate, and one with those for MySQL that
+/// cannot be translated, if there are any. The crate depends on
+/// `diesel_migrations`.
 #[macro_export]
 macro_rules! migrations {
-    ($service:literal, $sqlite:literal, $postgres:literal) => {
+    ($service:literal, $sqlite:literal, $postgres:literal $(, $mysql:literal)?) => {
         const _: () = {
             const SQLITE: ::diesel_migrations::EmbeddedMigrations =
                 ::diesel_migrations::embed_migrations!($sqlite);
             const POSTGRES: ::diesel_migrations::EmbeddedMigrations =
                 ::diesel_migrations::embed_migrations!($postgres);
+            const MYSQL: [::diesel_migrations::EmbeddedMigrations; 0 $(+ $crate::migrations!(@one $mysql))?] =
+                [$(::diesel_migrations::embed_migrations!($mysql))?];
             $crate::inventory::submit! {
-                $crate::db::MigrationSet { service: $service, sqlite: || SQLITE, postgres: || POSTGRES }
+                $crate::db::MigrationSet {
+                    service: $service,
+                    sqlite: || SQLITE,
+                    postgres: || POSTGRES,
+                    mysql: || MYSQL.into_iter().next(),
+                }
             }
         };
     };
+    (@one $mysql:literal) => { 1 };
 }

@@ -11,11 +11,10 @@ use diesel::r2d2::CustomizeConnection;
 use diesel::result::QueryResult;
 use diesel::sqlite::Sqlite;
 use diesel::{MysqlConnection, RunQueryDsl as _, sql_query};
-use diesel_migrations::EmbeddedMigrations;
 
 use super::pool::LOCK_ROWS;
 use super::portable::{self, Index, Step, TEXT_KEY};
-use super::{AnyConnection, Sql};
+use super::{AnyConnection, MigrationSet, Sql};
 use crate::{Error, Result};
 
 /// The collation of all texts: by code point, and a space at the end counts,
@@ -164,17 +163,25 @@ fn version(migration: &Portable) -> String {
     migration.name().version().to_string()
 }
 
-/// All migrations of a set, in order.
-fn all(source: EmbeddedMigrations) -> Result<Vec<Portable>> {
-    let mut migrations: Vec<Portable> = source.migrations().map_err(Error::internal)?;
+/// All migrations of a set, in order: SQLite's, but for those that MySQL has
+/// of its own.
+fn all(set: &MigrationSet) -> Result<Vec<Portable>> {
+    let own = (set.mysql)().map(|it| it.migrations()).transpose().map_err(Error::internal)?;
+    let mut migrations: Vec<Portable> = (set.sqlite)().migrations().map_err(Error::internal)?;
+    for own in own.into_iter().flatten() {
+        match migrations.iter_mut().find(|it| version(it) == version(&own)) {
+            Some(place) => *place = own,
+            None => migrations.push(own),
+        }
+    }
     migrations.sort_by_key(version);
     Ok(migrations)
 }
 
 /// The migrations of a set that have not been run, in order.
-pub(super) fn pending(conn: &mut MysqlConnection, source: EmbeddedMigrations) -> Result<Vec<Portable>> {
+pub(super) fn pending(conn: &mut MysqlConnection, set: &MigrationSet) -> Result<Vec<Portable>> {
     let applied = applied(conn)?;
-    Ok(all(source)?.into_iter().filter(|it| !applied.contains(&version(it))).collect())
+    Ok(all(set)?.into_iter().filter(|it| !applied.contains(&version(it))).collect())
 }
 
 /// Runs a migration. Here each statement commits by itself: how many were run
@@ -206,10 +213,10 @@ pub(super) fn run(conn: &mut MysqlConnection, migration: &dyn Migration<Sqlite>)
 }
 
 /// Undoes the migrations of a set, the last first, and names them.
-pub(super) fn revert(conn: &mut MysqlConnection, source: EmbeddedMigrations) -> Result<Vec<String>> {
+pub(super) fn revert(conn: &mut MysqlConnection, set: &MigrationSet) -> Result<Vec<String>> {
     let applied = applied(conn)?;
     let mut done = Vec::new();
-    for migration in all(source)?.into_iter().rev() {
+    for migration in all(set)?.into_iter().rev() {
         let version = version(&migration);
         if !applied.contains(&version) {
             continue;

@@ -71,13 +71,33 @@ fn order(dialect: Dialect, desc: bool) -> &'static str {
     }
 }
 
-/// Only records that none can come before any more. MySQL tells nobody which
-/// transactions run: there a record that commits late can be passed over.
+/// Only records that none can come before any more; on MySQL see [`wait`].
 fn settled(dialect: Dialect) -> &'static str {
     match dialect {
         Dialect::Sqlite | Dialect::Mysql => "TRUE",
         Dialect::Postgres => "\"xid\" < pg_snapshot_xmin(pg_current_snapshot())::text::bigint",
     }
+}
+
+/// MySQL tells nobody which transactions run, but a read that locks waits for
+/// the records that are there and not committed.
+fn wait(dialect: Dialect) -> &'static str {
+    if dialect == Dialect::Mysql { " LOCK IN SHARE MODE" } else { "" }
+}
+
+/// How old a record has to be for MySQL's feed to step over numbers that are
+/// missing before it. They were given out; who took them has given up, or is
+/// between taking the number and making the record.
+const GAP: i64 = 2_000_000;
+
+/// Leaves out what stands after numbers that are missing and may yet come.
+fn without_gaps(changes: &mut Vec<Change>, at: Position, now: i64) {
+    let mut last = at.seq;
+    let hole = changes.iter().position(|it| {
+        let missing = it.at.seq != std::mem::replace(&mut last, it.at.seq) + 1;
+        missing && it.made_at > now - GAP
+    });
+    changes.truncate(hole.unwrap_or(changes.len()));
 }
 
 /// The next records after a position, in the order of the feed.
@@ -89,8 +109,12 @@ pub(super) fn changes(conn: &mut AnyConnection, at: Position) -> Result<Vec<Chan
     );
     after(&mut sql, dialect, at);
     sql.push(" AND ").push(settled(dialect)).push(order(dialect, false));
-    sql.push(" LIMIT ").bind(CHUNK);
-    db::load(conn, sql)
+    sql.push(" LIMIT ").bind(CHUNK).push(wait(dialect));
+    let mut changes = db::load(conn, sql)?;
+    if dialect == Dialect::Mysql {
+        without_gaps(&mut changes, at, crate::now().timestamp_micros());
+    }
+    Ok(changes)
 }
 
 /// Where the feed stands now: after the last record that is settled.
@@ -101,7 +125,9 @@ pub(super) fn end(conn: &mut AnyConnection) -> Result<Position> {
         .text(" FROM \"ops_log\" WHERE ")
         .text(settled(dialect))
         .text(order(dialect, true))
-        .text(" LIMIT 1");
+        // As many as may be under way.
+        .text(if dialect == Dialect::Mysql { " LIMIT 500" } else { " LIMIT 1" })
+        .text(wait(dialect));
     let row = db::load_one::<(i64, i64)>(conn, sql)?;
     Ok(row.map_or_else(Position::default, |(xid, seq)| Position { xid, seq }))
 }

@@ -38,6 +38,36 @@ pub(crate) struct Database {
     drop: Option<(Kind, String, String)>,
 }
 
+/// A connection to a server's database, past Podyard.
+pub(crate) enum Session {
+    Postgres(diesel::PgConnection),
+    #[cfg(feature = "mysql")]
+    Mysql(diesel::MysqlConnection),
+}
+
+impl Session {
+    pub(crate) fn open(url: &str) -> Self {
+        use diesel::Connection as _;
+        #[cfg(feature = "mysql")]
+        if url.starts_with("mysql:") {
+            let mut it = Self::Mysql(diesel::MysqlConnection::establish(url).unwrap());
+            it.execute(podyard_tests::mysql::SESSION);
+            return it;
+        }
+        Self::Postgres(diesel::PgConnection::establish(url).unwrap())
+    }
+
+    pub(crate) fn execute(&mut self, sql: &str) {
+        use diesel::connection::SimpleConnection as _;
+        let done = match self {
+            Self::Postgres(it) => it.batch_execute(sql),
+            #[cfg(feature = "mysql")]
+            Self::Mysql(it) => it.batch_execute(sql),
+        };
+        done.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+}
+
 /// Runs SQL on a server.
 fn execute(kind: Kind, server: &str, sql: &str) -> Result<(), String> {
     match kind {
@@ -74,12 +104,6 @@ impl Database {
         let question = if options.is_empty() { "" } else { "?" };
         let url = format!("{base}/{name}{question}{options}");
         Self { url: Some(url), drop: Some((kind, server.clone(), name)) }
-    }
-
-    /// Runs SQL on it; only where it is a server's.
-    pub(crate) fn execute(&self, sql: &str) {
-        let (Some((kind, ..)), Some(url)) = (&self.drop, &self.url) else { panic!("it is no server's") };
-        execute(*kind, url, sql).unwrap();
     }
 
     /// A database that somebody else looks after.

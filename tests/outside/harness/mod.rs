@@ -9,7 +9,7 @@ mod server;
 use std::time::{Duration, Instant};
 
 pub(crate) use client::{Answer, Client, body, key, raw};
-pub(crate) use database::{Database, Kind};
+pub(crate) use database::{Database, Kind, Session};
 pub(crate) use processes::{alive, kill, programs, programs_under};
 pub(crate) use server::{ADMIN_PASSWORD, House, Server, podyard};
 

@@ -122,6 +122,10 @@ impl House {
         }
         let query = diesel::sql_query(format!("SELECT ({sql}) AS number"));
         let number: Number = match &self.database.url {
+            #[cfg(feature = "mysql")]
+            Some(url) if url.starts_with("mysql:") => {
+                query.get_result(&mut diesel::MysqlConnection::establish(url).unwrap()).unwrap()
+            }
             Some(url) => query.get_result(&mut diesel::PgConnection::establish(url).unwrap()).unwrap(),
             None => {
                 let file = self.data_dir().join("podyard.sqlite3");

@@ -1,0 +1,13 @@
+DROP VIEW events;
+DROP TABLE feed_horizon;
+DROP INDEX ops_log_owner;
+ALTER TABLE ops_log DROP COLUMN other_owner;
+DROP INDEX ops_log_user;
+DROP INDEX ops_log_at;
+DROP INDEX ops_log_id;
+DROP INDEX ops_log_obj;
+ALTER TABLE ops_log DROP COLUMN task_id;
+ALTER TABLE ops_log DROP COLUMN client_ip;
+ALTER TABLE ops_log DROP COLUMN domain_id;
+ALTER TABLE ops_log DROP COLUMN id;
+CREATE INDEX ops_log_obj ON ops_log (obj_type, obj_id, seq);
