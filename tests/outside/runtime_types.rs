@@ -186,12 +186,7 @@ fn ranks_of_types_and_fields_hold(kind: Kind) {
     ann.post("/notes", &json!({"name": "n"})).expect(201);
     blames(ann.put("/notes/n", &json!({"stamp": "x"})), 403, "ForbiddenError", &["stamp"]);
     // What an owner is made of is not for clients.
-    blames(
-        ann.post("/notes", &json!({"name": "m", "user_id": "x"})),
-        400,
-        "InputParameterError",
-        &["user_id"],
-    );
+    blames(ann.post("/notes", &json!({"name": "m", "user_id": "x"})), 403, "ForbiddenError", &["user_id"]);
     assert!(!server.logged().contains("\"s\""), "no values in the log");
 }
 

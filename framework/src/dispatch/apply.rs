@@ -118,10 +118,14 @@ pub(super) fn copy<T: Manager>(tx: &mut Tx<'_>, id: &str, body: &[u8]) -> Result
     let level = tx.level();
     let given = crate::model::entries(body, meta.keyword(), meta.plural())?;
     let source = find::<T>(tx, id, false)?;
-    // What the caller may both see and give.
+    // What the caller may both see and give, but for the owners: a copy is the
+    // caller's own, unless they say otherwise.
+    let owners = ["domain_id", "project_id", "user_id"];
+    let owned = source.base().owner().is_some();
     let visible = meta.get_mask(level);
     let may = |(i, f): (usize, &&crate::model::Field)| {
-        (f.stored && visible >> i & 1 == 1 && f.create.access.allows(level)).then_some(1_u64 << i)
+        let owner = owned && owners.contains(&f.name);
+        (f.stored && !owner && visible >> i & 1 == 1 && f.create.access.allows(level)).then_some(1_u64 << i)
     };
     let mask = meta.fields().iter().enumerate().filter_map(may).sum();
     let mut out = Vec::with_capacity(512);

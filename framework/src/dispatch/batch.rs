@@ -140,7 +140,11 @@ impl Rows {
                 _ => return Err(Error::field(key.clone().into_owned(), "is not a known parameter here")),
             }
         }
-        if conditions.iter().all(|(key, _)| key == "scope") && !all {
+        // What leaves no row out is no condition.
+        let idle = |key: &str, value: &str| {
+            ["scope", "filter_any"].contains(&key) || (key == "search" && value.trim().is_empty())
+        };
+        if conditions.iter().all(|(key, value)| idle(key, value)) && !all {
             let text = "say which: id=…, a filter, or all=true";
             return Err(Error::bad_request(text).class("ConditionRequiredError").blame("id"));
         }

@@ -85,10 +85,18 @@ fn csv(meta: &Meta, request: &ListRequest, header: bool, rows: &[u8], ends: &[us
     }
     let mut from = 0;
     for end in ends {
-        let row: serde_json::Map<String, Json> =
+        // Nested values stay the text that they are, however deep.
+        let row: std::collections::HashMap<String, &serde_json::value::RawValue> =
             serde_json::from_slice(&rows[from..*end]).map_err(Error::internal)?;
         from = *end;
-        let record = columns.iter().map(|name| row.get(*name).map(cell).unwrap_or_default());
+        let mut record = Vec::with_capacity(columns.len());
+        for name in &columns {
+            record.push(match row.get(*name).map(|it| it.get()) {
+                None => String::new(),
+                Some(nested) if nested.starts_with(['{', '[']) => nested.to_owned(),
+                Some(plain) => cell(&serde_json::from_str(plain).map_err(Error::internal)?),
+            });
+        }
         writer.write_record(record).map_err(Error::internal)?;
     }
     writer.into_inner().map_err(|error| Error::internal(error.to_string()))

@@ -354,11 +354,17 @@ impl<T: Manager> ResourceHandler for Handler<T> {
     }
 
     fn exists(&self, tx: &mut Tx<'_>, id: &str) -> Result<bool> {
-        if T::meta().source.cached {
+        // To refer to a row is to tell that it is there.
+        if !T::meta().source.verbs.get.allows(tx.level()) {
+            return Ok(false);
+        }
+        let mut select = T::select().eq("id", id.to_owned());
+        T::list_item_filter(tx, &mut select)?;
+        if T::meta().source.cached && select.admits(id) {
             return Ok(tx.cached::<T>()?.contains_key(id));
         }
         // Held to the transaction's end: it must not go before who refers to it is there.
-        Ok(T::select().eq("id", id.to_owned()).for_key_share().one(tx)?.is_some())
+        Ok(select.for_key_share().one(tx)?.is_some())
     }
 
     fn existing(&self, tx: &mut Tx<'_>, watched: &Watched, after: &str) -> Result<Vec<Told>> {

@@ -125,7 +125,8 @@ fn render<T: Manager>(
     }
     body.push(b'}');
     let anon = row.base().anon();
-    Reply { body, version: Some(anon.version), id: Some(anon.id.clone()), task, ..Reply::default() }
+    let (version, id) = (Some(anon.version), Some(anon.id.clone()));
+    Reply { body, version, id, task, private: extra.is_secret(), ..Reply::default() }
 }
 
 pub(super) fn get<T: Manager>(tx: &mut Tx<'_>, id: &str, shown: &Shown) -> Result<Reply> {

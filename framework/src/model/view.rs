@@ -8,12 +8,24 @@ use crate::db::Column;
 
 /// What is added to a row's JSON beside its columns.
 #[derive(Debug, Default, Clone)]
-pub struct Extra(Vec<(&'static str, serde_json::Value)>);
+pub struct Extra(Vec<(&'static str, serde_json::Value)>, bool);
 
 impl Extra {
     /// Adds a member. Names must not be those of fields.
     pub fn set(&mut self, name: &'static str, value: impl Into<serde_json::Value>) {
         self.0.push((name, value.into()));
+    }
+
+    /// Adds a member that is shown in this one answer: the answer is not kept
+    /// for who sends the request again.
+    pub fn set_secret(&mut self, name: &'static str, value: impl Into<serde_json::Value>) {
+        self.set(name, value);
+        self.1 = true;
+    }
+
+    /// Whether it has a member of that kind.
+    pub(crate) fn is_secret(&self) -> bool {
+        self.1
     }
 
     pub(crate) fn members(&self) -> &[(&'static str, serde_json::Value)] {

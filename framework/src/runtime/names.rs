@@ -52,6 +52,7 @@ const RESERVED: &[&str] = &[
 
 /// Columns of bases, parameters of requests, names that databases keep.
 pub(super) const RESERVED_FIELDS: &[&str] = &[
+    "all",
     "apply",
     "base",
     "cmax",
@@ -80,6 +81,7 @@ pub(super) const RESERVED_FIELDS: &[&str] = &[
     "force",
     "format",
     "id",
+    "initial",
     "is_public",
     "join",
     "joint_filter",
@@ -104,11 +106,13 @@ pub(super) const RESERVED_FIELDS: &[&str] = &[
     "project_id",
     "public_scope",
     "public_src",
+    "purge",
     "rowid",
     "scope",
     "search",
     "shared_domains",
     "shared_projects",
+    "since",
     "source",
     "status",
     "status_reason",
@@ -125,6 +129,7 @@ pub(super) const RESERVED_FIELDS: &[&str] = &[
     "version",
     "watch",
     "with_meta",
+    "without_tag",
     "xmax",
     "xmin",
 ];

@@ -301,6 +301,15 @@ pub(super) fn check_fields(
         {
             blame("choices", format!("{:?} stands there twice", spec.choices[twice]));
         }
+        if spec.references.as_deref() == Some("resource-type") {
+            // Its rows go with tables of their own: nothing can hold them.
+            blame("references", "a resource type cannot be referred to".into());
+        }
+        // PostgreSQL takes 2704 bytes in an index, and a character up to four.
+        let indexed = spec.index || spec.unique.is_some();
+        if text && indexed && spec.max.is_some_and(|max| max > 512.0) {
+            blame("max", "must be at most 512 for a field with an index or unique".into());
+        }
         if let Some(target) = &spec.references {
             if !known(target) {
                 blame("references", format!("there is no resource type {target:?}"));

@@ -140,7 +140,7 @@ impl Model for Webhook {
 
     fn get_extra_details(&self, _: &mut Tx<'_>, extra: &mut Extra) -> Result<()> {
         if !self.made_up.is_empty() {
-            extra.set("new_secret", self.made_up.as_str());
+            extra.set_secret("new_secret", self.made_up.as_str());
         }
         Ok(())
     }

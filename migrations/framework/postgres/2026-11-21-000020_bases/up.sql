@@ -19,12 +19,12 @@ CREATE TABLE shared_resources (
 );
 CREATE INDEX shared_resources_target ON shared_resources (obj_type, target, obj_id);
 
--- What hangs on a row goes with it, in the statement that records its
--- deletion: a delete takes no statement more for it.
+-- A row's tags go with it, in the statement that records its
+-- deletion: a delete takes no statement more for it. Shares stay: those it
+-- was shared with are to hear that it is gone, and no id comes twice.
 CREATE FUNCTION ops_log_forget() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM metadata WHERE obj_type = NEW.obj_type AND obj_id = NEW.obj_id;
-    DELETE FROM shared_resources WHERE obj_type = NEW.obj_type AND obj_id = NEW.obj_id;
     RETURN NULL;
 END $$;
 CREATE TRIGGER ops_log_forget AFTER INSERT ON ops_log
