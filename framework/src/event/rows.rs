@@ -50,8 +50,6 @@ fn owned(meta: &Meta, cred: &UserCred, change: &Change) -> Owned {
     match () {
         () if owner.is_empty() => Owned::Unknown,
         () if *owner == value => Owned::Yes,
-        // It may be shared with them.
-        () if meta.shared() => Owned::Unknown,
         () => Owned::No,
     }
 }
