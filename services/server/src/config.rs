@@ -182,7 +182,7 @@ pub(crate) struct ServeArgs {
     /// Believe X-Forwarded-* headers: only behind a proxy of your own that sets them.
     #[arg(long, env = "PODYARD_TRUST_FORWARDED")]
     pub(crate) trust_forwarded: bool,
-    /// An origin whose pages may call the API: https://app.example.org, *.example.org, or * for
+    /// An origin whose pages may call the API: `https://app.example.org`, `*.example.org`, or `*` for
     /// all. May be given several times; in the file as a list.
     #[arg(long = "cors-origin", env = "PODYARD_CORS_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
     pub(crate) cors_origin: Vec<String>,
