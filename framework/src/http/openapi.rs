@@ -259,8 +259,8 @@ pub(super) fn operation(id: &str, tag: &str, summary: &str, ok: (&str, Value)) -
     let mut responses = Map::new();
     responses.insert(ok.0.to_owned(), ok.1);
     for status in [
-        "400", "401", "403", "404", "406", "408", "409", "412", "413", "414", "415", "429", "431", "500",
-        "503", "504", "507",
+        "400", "401", "403", "404", "406", "408", "409", "410", "412", "413", "414", "415", "429", "431",
+        "500", "503", "504", "507",
     ] {
         responses.insert(status.to_owned(), problem.clone());
     }
