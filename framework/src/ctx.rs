@@ -481,8 +481,6 @@ impl<'a> Tx<'a> {
         if let Some(owned) = row.base_mut().owned_mut() {
             owned.deleted = true;
             owned.deleted_at = Some(now);
-            let id = row.base().anon().id.clone();
-            self.expect_unused(T::meta(), &id)?;
             return self.save(row);
         }
         let meta = T::meta();

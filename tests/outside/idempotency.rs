@@ -177,6 +177,15 @@ fn answers_with_secrets_are_not_kept(kind: Kind) {
     keyed(&admin, "/users", "k", &user).expect(201);
     let all = "SELECT COUNT(*) FROM idempotency_keys WHERE body LIKE '%secret one%' OR body LIKE '%argon2%' OR id LIKE '%k%k%k%k%k%k%k%'";
     assert_eq!((house.count(all), keys(&house)), (0, 1));
+    // A secret that is made up is shown once: not again to who sends the same.
+    let hook = json!({"name": "w", "url": "http://127.0.0.1:9/", "resource": "*", "events": ["created"]});
+    let made = keyed(&admin, "/webhooks", "w", &hook).expect(201).of("webhook");
+    let secret = key(&made, "new_secret");
+    keyed(&admin, "/webhooks", "w", &hook).refused(409, "IdempotentAnswerNotKeptError");
+    assert_eq!(
+        house.count(&format!("SELECT COUNT(*) FROM idempotency_keys WHERE body LIKE '%{secret}%'")),
+        0
+    );
 }
 
 fn a_key_costs_two_statements(kind: Kind) {

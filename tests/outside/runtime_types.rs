@@ -15,6 +15,8 @@ on_each_database!(
     filters_orders_and_pages_work,
     unique_values_are_unique,
     references_hold_in_both_directions,
+    what_one_may_not_see_cannot_be_referred_to,
+    definitions_that_a_database_would_refuse_are_refused,
     documents_tell_of_it_at_once,
     names_that_are_taken_reserved_or_wicked_are_refused,
     quotas_limit_the_rows_of_owners,
@@ -358,6 +360,70 @@ fn references_hold_in_both_directions(kind: Kind) {
     // The type that refers first, then the one that is referred to.
     admin.delete("/resource-types/box").expect(200);
     admin.delete("/resource-types/rack").expect(200);
+}
+
+fn what_one_may_not_see_cannot_be_referred_to(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    let (ann, bob) = (admin.member("ann"), admin.member("bob"));
+    let hook = json!({"name": "w", "url": "http://127.0.0.1:9/", "resource": "*", "events": ["created"]});
+    let webhook = key(&admin.post("/webhooks", &hook).expect(201).of("webhook"), "id");
+    let quota = json!({"scope": "user", "target_id": bob.user_id(), "resource": "spaces", "most": 9});
+    let quota = key(&admin.post("/quotas", &quota).expect(201).of("quota"), "id");
+    let space = bob.space("his", "files");
+    let fields: Vec<_> = ["user", "webhook", "quota", "space"]
+        .map(|of| json!({"name": format!("{of}_ref"), "references": of, "update": "user"}))
+        .into();
+    define(&admin, &json!({"keyword": "link", "fields": fields}));
+    let foreign = [("user", bob.user_id()), ("webhook", webhook), ("quota", quota), ("space", space)];
+    for (of, id) in &foreign {
+        let field = format!("{of}_ref");
+        let told = ann.post("/links", &json!({"name": of, field.as_str(): id}));
+        blames(told.clone(), 400, "ReferenceNotFoundError", &[field.as_str()]);
+        // Nothing tells it from one that is not there.
+        let nothing = ann.post("/links", &json!({"name": of, field.as_str(): "no-such-id"}));
+        let text = |it: &Answer, id: &str| it.json()["detail"].as_str().unwrap().replace(id, "");
+        assert_eq!(text(&told, id), text(&nothing, "no-such-id"));
+        admin.post("/links", &json!({"name": of, field.as_str(): id})).expect(201);
+    }
+    // Her own are hers to refer to, and nothing of hers stands in an administrator's way.
+    ann.post("/links", &json!({"name": "own", "user_ref": ann.user_id()})).expect(201);
+    assert_eq!(ids(&ann, "/links"), ["own"]);
+}
+
+fn definitions_that_a_database_would_refuse_are_refused(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    let refused = |field: Value| {
+        let wanted = json!({"keyword": "odd", "fields": [field]});
+        let answer = admin.post("/resource-types", &body("resource-type", wanted));
+        answer.refused(400, "InputParameterError")
+    };
+    refused(json!({"name": "x", "references": "resource-type"}));
+    for word in ["all", "since", "initial", "purge", "without_tag"] {
+        refused(json!({"name": word, "type": "boolean", "default": false}));
+    }
+    for rule in [json!({"index": true}), json!({"unique": "all"}), json!({"unique": "owner"})] {
+        let mut field = json!({"name": "x", "max": 513});
+        field.as_object_mut().unwrap().extend(rule.as_object().unwrap().clone());
+        refused(field.clone());
+        field["max"] = 512.into();
+        let made = json!({"keyword": "even", "fields": [field]});
+        define(&admin, &made);
+        // As long as it may be, of the widest characters.
+        let widest: String = (0..512).map(|i| char::from_u32(0x1_F300 + i % 500).unwrap()).collect();
+        admin.post("/evens", &json!({"name": "wide", "x": widest})).expect(201);
+        admin.delete("/resource-types/even?force=true").expect(200);
+    }
+    // What is deep becomes a cell as it is.
+    define(&admin, &json!({"keyword": "deep", "fields": [{"name": "about", "type": "json"}]}));
+    let about = format!("{}1{}", "[".repeat(100), "]".repeat(100));
+    let sent = format!(r#"{{"name": "d", "about": {about}}}"#);
+    let json = [("Content-Type", "application/json")];
+    admin.send("POST", "/deeps", &json, Some(sent.as_bytes())).expect(201);
+    assert!(admin.get("/deeps?export=csv").expect(200).text().contains(&about));
 }
 
 fn documents_tell_of_it_at_once(kind: Kind) {

@@ -24,6 +24,7 @@ on_each_database!(
     a_refused_create_leaves_nothing,
     a_patch_is_judged_as_the_clients_own_input,
     updates_deletes_and_actions_are_asked_with_the_row,
+    no_way_around_leads_past_a_webhook,
     a_row_that_changes_meanwhile_is_not_written,
     a_receiver_that_hangs_or_talks_nonsense_fails_or_is_ignored,
     webhooks_are_for_administrators_and_keep_their_secret,
@@ -422,6 +423,48 @@ fn updates_deletes_and_actions_are_asked_with_the_row(kind: Kind) {
     ann.act(&kept, "start").refused(403, "AdmissionRefusedError");
     ann.start(&free);
     assert_eq!(receiver.told()[4].event(), "before_start");
+}
+
+fn no_way_around_leads_past_a_webhook(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    let ann = admin.member("ann");
+    define(&admin);
+    let receiver = Receiver::new(|_| Does::Answer(200, json!({"allowed": false, "message": "no"})));
+    ann.post("/things", &json!({"name": "kept"})).expect(201);
+    // Each of them alone: what another event asks must not hide what this one misses.
+    let ways = |which: &str| -> Vec<Answer> {
+        match which {
+            "before_create" => vec![
+                ann.post("/things/apply", &json!({"name": "new"})),
+                ann.post("/things/kept/copy", &json!({})),
+            ],
+            "before_update" => vec![
+                ann.post("/things/apply", &json!({"name": "kept", "size": 3})),
+                ann.post("/things/apply", &json!({"name": "kept", "metadata": {"a": "b"}})),
+            ],
+            _ => Vec::new(),
+        }
+    };
+    let batches = |which: &str| match which {
+        "before_create" => ann.post("/things", &json!({"things": [{"name": "new"}]})),
+        "before_update" => ann.put("/things?all=true", &json!({"size": 3})),
+        _ => ann.delete("/things?all=true"),
+    };
+    let before = ann.get("/things").expect(200).of("things");
+    for event in ["before_create", "before_update", "before_delete"] {
+        let made = hook(&admin, event, &receiver.url(), "thing", &[event]);
+        for answer in ways(event) {
+            answer.refused(409, "AdmissionRequiredError");
+        }
+        let part = batches(event).expect(207).of("things")[0].clone();
+        assert_eq!(part["body"]["class"], "AdmissionRequiredError", "{event}: {part}");
+        assert_eq!(ann.get("/things").expect(200).of("things"), before, "{event}");
+        admin.delete(&format!("/webhooks/{}", key(&made, "id"))).expect(200);
+    }
+    assert!(receiver.told().is_empty());
+    ann.post("/things/apply", &json!({"name": "kept", "size": 3})).expect(200);
 }
 
 fn a_row_that_changes_meanwhile_is_not_written(kind: Kind) {

@@ -112,6 +112,13 @@ fn batches_have_bounds(kind: Kind) {
     assert_eq!(names(&ann).len(), 200);
     let one = json!({"space": fields("list of one")});
     ann.post("/spaces", &json!({"spaces": [one]})).expect(207);
+    // What leaves no row out is no condition: nothing is done by mistake.
+    for nothing in ["", "?scope=user", "?filter_any=true", "?search=", "?search=%20&filter_any=true"] {
+        let path = format!("/spaces{nothing}");
+        ann.put(&path, &json!({"description": "all"})).refused(400, "ConditionRequiredError");
+        ann.delete(&path).refused(400, "ConditionRequiredError");
+    }
+    assert_eq!(ann.get("/spaces?description=all&details=total&limit=1").json()["total"], 0);
     ann.put("/spaces?all=true", &json!({"description": "all"})).expect(207);
     assert_eq!(ann.get("/spaces?description=all&details=total&limit=1").json()["total"], 201);
 }

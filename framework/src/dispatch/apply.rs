@@ -10,6 +10,7 @@ use crate::auth::Access;
 use crate::ctx::{Tx, values};
 use crate::model::{Entries, Input as _, JsonObject, Manager, Mode, Scope};
 use crate::query::Select;
+use crate::webhook::expect_admitted;
 use crate::{Error, FieldError, Kind, Result, policy, tags};
 
 /// The caller's own rows, whatever their rank lets them see besides: those
@@ -50,6 +51,7 @@ pub(super) fn apply<T: Manager>(tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply> {
         return create::<T>(tx, body);
     };
     require(tx, meta.source.verbs.update, "update")?;
+    expect_admitted(tx, meta, "update")?;
     tx.remember(&row);
     let mut entries = entries;
     let tags = tags::take(tx, meta, &mut entries)?;
