@@ -579,7 +579,7 @@ fn a_zombies_commit_is_refused() {
         let row = gadget(&first).await;
         let zombie = Engine::run(&first, WorkerOptions { slots: 1, ..quick() }).unwrap();
         // Its stage takes far longer than its lease, which nobody renews.
-        let id = start::<LongWalk>(&first, &row, Steps { steps: 1, nap_ms: 2500 }).await.unwrap();
+        let id = start::<LongWalk>(&first, &row, Steps { steps: 1, nap_ms: 6000 }).await.unwrap();
         until("the step", || async { (runs(&row.id) >= 2).then_some(()) }).await;
         zombie.stop_heart();
         let _workers = run(&second);
@@ -1063,10 +1063,7 @@ fn old_tasks_are_deleted_and_stuck_ones_taken_up() {
         let walk = || Steps { steps: 1, nap_ms: 0 };
         let stuck = write(&core, move |tx| {
             let ids = [tx.start_task::<LongWalk>(&lost, walk())?, tx.start_task::<LongWalk>(&hangs, walk())?];
-            db::execute(
-                tx.conn,
-                &Sql::new("INSERT INTO workers VALUES ('hung', '', 1, 1, 0, 9000000000000000000)"),
-            )?;
+            db::execute(tx.conn, &Sql::new("INSERT INTO workers VALUES ('hung', '', 1, 1, 0, 1, 0)"))?;
             for (id, worker, age) in [(&ids[0], "nobody", 60_i64), (&ids[1], "hung", 100_000)] {
                 let mut sql =
                     Sql::new("UPDATE tasks SET status = 'running', epoch = 1, attempt = 1, worker_id = ");
@@ -1077,11 +1074,22 @@ fn old_tasks_are_deleted_and_stuck_ones_taken_up() {
                     .bind(id);
                 db::execute(tx.conn, &sql)?;
             }
-            db::execute(tx.conn, &Sql::new("DELETE FROM task_ready WHERE task_name = 'long-walk'"))?;
+            db::execute(tx.conn, &Sql::new("DELETE FROM task_ready WHERE queue LIKE '%long-walk'"))?;
             Ok(ids)
         })
         .await
         .unwrap();
+        let other = core.clone();
+        let heart = tokio::spawn(async move {
+            loop {
+                write(&other, |tx| {
+                    db::execute(tx.conn, &Sql::new("UPDATE workers SET beat = beat + 1 WHERE id = 'hung'"))
+                })
+                .await
+                .unwrap();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert_eq!(task(&core, &stuck[0]).await.status, "running");
         workers.tidy().await;
@@ -1093,6 +1101,7 @@ fn old_tasks_are_deleted_and_stuck_ones_taken_up() {
         for id in &stuck {
             assert_eq!((ended(&core, id).await.status.as_str(), task(&core, id).await.attempt), ("done", 1));
         }
+        heart.abort();
         assert_eq!(core.tasks.metrics().recovered.load(Ordering::Relaxed), 2);
         workers.tidy().await;
         assert_eq!(number(&core, orphans).await, 0);

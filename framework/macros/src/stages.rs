@@ -8,22 +8,43 @@ use syn::parse::Parser;
 use syn::{FnArg, ImplItem, ImplItemFn, ItemImpl, LitInt, PathArguments, ReturnType, Type, spanned::Spanned};
 
 const TWIN: &str = "_failed";
+const UNDO: &str = "_undo";
 
 struct Args {
     object: Type,
     params: Option<Type>,
+    priority: i64,
+    concurrency: Option<u64>,
+    per_second: Option<u64>,
+    timeout_s: Option<u64>,
 }
 
 fn args(tokens: TokenStream) -> syn::Result<Args> {
     let (mut object, mut params) = (None, None);
+    let (mut priority, mut concurrency, mut per_second, mut timeout_s) = (50_i64, None, None, None);
     let span = tokens.span();
     let parser = syn::meta::parser(|meta| {
         if meta.path.is_ident("object") {
             object = Some(meta.value()?.parse()?);
         } else if meta.path.is_ident("params") {
             params = Some(meta.value()?.parse()?);
+        } else if meta.path.is_ident("priority") {
+            let number: LitInt = meta.value()?.parse()?;
+            priority = number.base10_parse()?;
+            if !(0..100).contains(&priority) {
+                return Err(syn::Error::new(number.span(), "from 0, which goes first, to 99"));
+            }
+        } else if meta.path.is_ident("concurrency") {
+            concurrency = Some(positive(&meta.value()?.parse()?)?);
+        } else if meta.path.is_ident("per_second") {
+            per_second = Some(positive(&meta.value()?.parse()?)?);
+        } else if meta.path.is_ident("timeout_s") {
+            timeout_s = Some(positive(&meta.value()?.parse()?)?);
         } else {
-            return Err(meta.error("write #[stages(object = Space, params = StartParams)]"));
+            return Err(meta.error(
+                "write #[stages(object = Space, params = StartParams)], and if need be `priority = 50`, \
+                 `concurrency = 4`, `per_second = 10`, `timeout_s = 3600`",
+            ));
         }
         Ok(())
     });
@@ -31,25 +52,28 @@ fn args(tokens: TokenStream) -> syn::Result<Args> {
     let Some(object) = object else {
         return Err(syn::Error::new(span, "say what the task works on: #[stages(object = Space)]"));
     };
-    Ok(Args { object, params })
+    Ok(Args { object, params, priority, concurrency, per_second, timeout_s })
 }
 
 struct Bounds {
     timeout_s: u64,
     attempts: i64,
+    backoff_ms: u64,
 }
 
 /// `#[stage(timeout_s = 60, attempts = 3)]`, taken off the method.
 fn bounds(method: &mut ImplItemFn) -> syn::Result<Bounds> {
-    let mut it = Bounds { timeout_s: 600, attempts: 5 };
+    let mut it = Bounds { timeout_s: 600, attempts: 5, backoff_ms: 0 };
     for attr in method.attrs.iter().filter(|a| a.path().is_ident("stage")) {
         attr.parse_nested_meta(|meta| {
             if meta.path.is_ident("timeout_s") {
                 it.timeout_s = positive(&meta.value()?.parse()?)?;
             } else if meta.path.is_ident("attempts") {
                 it.attempts = positive(&meta.value()?.parse()?)?;
+            } else if meta.path.is_ident("backoff_ms") {
+                it.backoff_ms = positive(&meta.value()?.parse()?)?;
             } else {
-                return Err(meta.error("write #[stage(timeout_s = 60, attempts = 3)]"));
+                return Err(meta.error("write #[stage(timeout_s = 60, attempts = 3, backoff_ms = 500)]"));
             }
             Ok(())
         })?;
@@ -192,6 +216,13 @@ fn check_pairs(block: &ItemImpl, stages: &[Ident]) -> syn::Result<()> {
                 let text = format!("there is no stage `{of}`: write it, or remove its twin `{name}`");
                 add(syn::Error::new(ident.span(), text));
             }
+            None if name.ends_with(UNDO) => {
+                let of = name.trim_end_matches(UNDO);
+                if !names.contains(of) {
+                    let text = format!("there is no stage `{of}`: write it, or remove `{name}`");
+                    add(syn::Error::new(ident.span(), text));
+                }
+            }
             None if !names.contains(&format!("{name}{TWIN}")) => {
                 let text = format!(
                     "say what happens when `{name}` fails: \
@@ -206,7 +237,7 @@ fn check_pairs(block: &ItemImpl, stages: &[Ident]) -> syn::Result<()> {
 }
 
 pub(crate) fn expand(tokens: TokenStream, item: TokenStream) -> syn::Result<TokenStream> {
-    let Args { object, params } = args(tokens)?;
+    let Args { object, params, priority, concurrency, per_second, timeout_s } = args(tokens)?;
     let mut block: ItemImpl = syn::parse2(item)?;
     if let Some((_, path, _)) = &block.trait_ {
         return Err(syn::Error::new_spanned(
@@ -226,12 +257,12 @@ pub(crate) fn expand(tokens: TokenStream, item: TokenStream) -> syn::Result<Toke
         if !name.starts_with("on_") {
             continue;
         }
-        let Bounds { timeout_s, attempts } = bounds(method)?;
+        let Bounds { timeout_s, attempts, backoff_ms } = bounds(method)?;
         arms.push(arm(method)?);
-        specs.push(
-            quote!(::podyard::task::StageSpec { name: #name, timeout_s: #timeout_s, attempts: #attempts }),
-        );
-        if !name.ends_with(TWIN) {
+        specs.push(quote!(::podyard::task::StageSpec {
+            name: #name, timeout_s: #timeout_s, attempts: #attempts, backoff_ms: #backoff_ms
+        }));
+        if !name.ends_with(TWIN) && !name.ends_with(UNDO) {
             let constant = format_ident!("{}", name.to_uppercase(), span = method.sig.ident.span());
             let doc = format!("The stage `{name}`.");
             consts.push(quote! {
@@ -243,6 +274,16 @@ pub(crate) fn expand(tokens: TokenStream, item: TokenStream) -> syn::Result<Toke
         idents.push(method.sig.ident.clone());
     }
     check_pairs(&block, &idents)?;
+    let option = |it: Option<u64>| {
+        it.map_or_else(
+            || quote!(::core::option::Option::None),
+            |n| {
+                let n = proc_macro2::Literal::u64_unsuffixed(n);
+                quote!(::core::option::Option::Some(#n))
+            },
+        )
+    };
+    let (concurrency, per_second, timeout_s) = (option(concurrency), option(per_second), option(timeout_s));
     let params = params.map_or_else(|| quote!(::podyard::Nothing), |ty| quote!(#ty));
     Ok(quote! {
         #block
@@ -254,6 +295,12 @@ pub(crate) fn expand(tokens: TokenStream, item: TokenStream) -> syn::Result<Toke
         impl ::podyard::task::TaskType for #self_ty {
             const NAME: &'static str = #task;
             const STAGES: &'static [::podyard::task::StageSpec] = &[#(#specs),*];
+            const OPTIONS: ::podyard::task::TaskOptions = ::podyard::task::TaskOptions {
+                priority: #priority,
+                concurrency: #concurrency,
+                per_second: #per_second,
+                timeout_s: #timeout_s,
+            };
             type Object = #object;
             type Params = #params;
 

@@ -150,6 +150,9 @@ struct Shared {
     sqlite: Option<PathBuf>,
     pool: pool::Threads,
     writer: Option<writer::Writer>,
+    url: DatabaseUrl,
+    /// The task engine's own connections to a server.
+    engine: std::sync::OnceLock<pool::Threads>,
 }
 
 impl Reporter for Shared {
@@ -269,22 +272,28 @@ impl Db {
                     sqlite: Some(path.clone()),
                     pool: pool::Threads::sqlite(path, options)?,
                     writer: Some(writer),
+                    url: url.clone(),
+                    engine: std::sync::OnceLock::new(),
                 }
             }
-            DatabaseUrl::Postgres(url) => Shared {
+            DatabaseUrl::Postgres(server) => Shared {
                 dialect: Dialect::Postgres,
                 serial,
                 sqlite: None,
-                pool: pool::Threads::postgres(url, options)?,
+                pool: pool::Threads::postgres(server, options)?,
                 writer: None,
+                url: url.clone(),
+                engine: std::sync::OnceLock::new(),
             },
             #[cfg(feature = "mysql")]
-            DatabaseUrl::Mysql(url) => Shared {
+            DatabaseUrl::Mysql(server) => Shared {
                 dialect: Dialect::Mysql,
                 serial,
                 sqlite: None,
-                pool: pool::Threads::mysql(url, options)?,
+                pool: pool::Threads::mysql(server, options)?,
                 writer: None,
+                url: url.clone(),
+                engine: std::sync::OnceLock::new(),
             },
             #[cfg(not(feature = "mysql"))]
             DatabaseUrl::Mysql(_) => return Err(Error::internal("built without the feature mysql")),
@@ -353,6 +362,49 @@ impl Db {
             Some(writer) => writer.write(f).await,
             None => self.0.pool.write(lock, f).await,
         }
+    }
+
+    /// Gives the task engine connections of its own on a server: what keeps
+    /// leases alive must not wait behind requests, and its statements are
+    /// planned in their own way.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub(crate) fn open_engine(&self) -> Result<()> {
+        let threads = match &self.0.url {
+            DatabaseUrl::Postgres(url) => pool::Threads::engine(url)?,
+            DatabaseUrl::Sqlite(_) | DatabaseUrl::Mysql(_) => return Ok(()),
+        };
+        // Another worker of this process may have been quicker.
+        let _ = self.0.engine.set(threads);
+        Ok(())
+    }
+
+    /// [`Db::write`] on the task engine's own connections.
+    ///
+    /// # Errors
+    /// As [`Db::write`].
+    pub(crate) async fn write_engine<R, F>(&self, f: F) -> Result<Done<R>>
+    where
+        R: Send + 'static,
+        F: FnOnce(&mut AnyConnection) -> Result<R> + Send + 'static,
+    {
+        match self.0.engine.get() {
+            Some(threads) => threads.write(None, f).await,
+            None => self.write(None, f).await,
+        }
+    }
+
+    /// [`Db::write_engine`] for threads that may block.
+    ///
+    /// # Errors
+    /// As [`Db::write`].
+    pub(crate) fn write_engine_blocking<R, F>(&self, f: F) -> Result<R>
+    where
+        R: Send + 'static,
+        F: FnOnce(&mut AnyConnection) -> Result<R> + Send + 'static,
+    {
+        block_on(self.write_engine(f)).map(|done| done.value)
     }
 
     /// [`Db::write`] for threads that may block: start-up and tests.

@@ -47,6 +47,8 @@ impl CustomizeConnection<AnyConnection, diesel::r2d2::Error> for ReadOnlySqlite 
 struct PostgresSession {
     /// The longest that a statement may take.
     statement: std::time::Duration,
+    /// Whether it is the task engine's.
+    engine: bool,
 }
 
 impl CustomizeConnection<AnyConnection, diesel::r2d2::Error> for PostgresSession {
@@ -58,7 +60,16 @@ impl CustomizeConnection<AnyConnection, diesel::r2d2::Error> for PostgresSession
             "SET synchronous_commit = on; SET idle_in_transaction_session_timeout = '60s'; \
              SET statement_timeout = '{statement}ms'; SET lock_timeout = '30s'; SET client_min_messages = warning",
         ))
-        .map_err(diesel::r2d2::Error::QueryError)
+        .map_err(diesel::r2d2::Error::QueryError)?;
+        if self.engine {
+            // Every statement of the engine goes by an index, also one that
+            // was planned when a table was small or its statistics were old.
+            conn.batch_execute(
+                "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off",
+            )
+            .map_err(diesel::r2d2::Error::QueryError)?;
+        }
+        Ok(())
     }
 }
 
@@ -75,12 +86,15 @@ impl Threads {
     }
 
     pub(super) fn postgres(url: &str, options: Options) -> Result<Self> {
-        Self::server(
-            "postgres",
-            url,
-            options,
-            Box::new(PostgresSession { statement: options.statement_timeout }),
-        )
+        let session = PostgresSession { statement: options.statement_timeout, engine: false };
+        Self::server("postgres", url, options, Box::new(session))
+    }
+
+    /// The task engine's: two that commit, one that claims, one that beats.
+    pub(super) fn engine(url: &str) -> Result<Self> {
+        let options = Options { pool: 4, ..Options::default() };
+        let session = PostgresSession { statement: options.statement_timeout, engine: true };
+        Self::server("postgres-tasks", url, options, Box::new(session))
     }
 
     #[cfg(feature = "mysql")]

@@ -94,12 +94,13 @@ impl Tx<'_> {
             return Err(Error::conflict(text).class("CallbackLateError"));
         }
         let data = data.to_string();
-        if !store::keep_callback(self.conn, token, parsed.id, &data)? {
+        let now = self.ctx.core().tasks.clock().now(self.conn)?;
+        if !store::keep_callback(self.conn, token, parsed.id, &data, now)? {
             return Err(used());
         }
         // Else it is early: the stage that is going to wait finds it.
-        if task.status == Status::Waiting {
-            store::resume(self.conn, parsed.id, &data)?;
+        if task.status == Status::Waiting && task.open_children == 0 {
+            store::resume(self.conn, parsed.id, &data, now)?;
             self.wake_workers();
         }
         Ok(())

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use super::plan::Progress;
 use super::stage::{Effect, Stage, StageInput};
 use super::store::{self, Claimed};
 use super::{BoxFuture, TaskType, callback};
@@ -17,7 +18,7 @@ pub struct TaskCtx<O, P = Nothing> {
     claimed: Arc<Claimed>,
     object: O,
     params: P,
-    progress: Option<f64>,
+    progress: Progress,
 }
 
 impl<O, P> TaskCtx<O, P> {
@@ -69,8 +70,15 @@ impl<O, P> TaskCtx<O, P> {
     /// How far the task is, in percent; kept when the stage ends.
     pub fn progress(&mut self, percent: f64) {
         if percent.is_finite() {
-            self.progress = Some(percent.clamp(0.0, 100.0));
+            self.progress.percent = Some(percent.clamp(0.0, 100.0));
         }
+    }
+
+    /// What it is doing, in words for its owner; kept when the stage ends.
+    pub fn progress_text(&mut self, text: impl Into<String>) {
+        let text: String = text.into();
+        // PostgreSQL keeps no NUL in a text.
+        self.progress.text = Some(text.chars().filter(|c| *c != '\0').take(1024).collect());
     }
 
     /// Whether somebody asked to cancel the task: a long stage looks now and
@@ -86,31 +94,77 @@ impl<O, P> TaskCtx<O, P> {
     }
 }
 
+impl<O: Record, P> TaskCtx<O, P> {
+    /// All objects that the task works on, its own first.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn objects(&self) -> Result<Vec<O>> {
+        let (id, own) = (self.claimed.id.clone(), self.claimed.obj_id.clone());
+        let members = self.claimed.members;
+        let done = self.ctx.read(Cost::Bounded, move |tx| {
+            let mut ids = vec![own.clone()];
+            if members > 0 {
+                ids.extend(store::members(tx.conn, &id)?);
+            }
+            let rows = O::select().unscoped().with_deleted().is_in("id", ids.clone()).rows(tx)?;
+            let place = |row: &O| ids.iter().position(|id| *id == row.base().anon().id);
+            let mut rows = rows;
+            rows.sort_by_key(place);
+            Ok(rows)
+        });
+        Ok(done.await?.value)
+    }
+}
+
 /// What a stage gave, and the progress it told.
 pub(crate) struct Ran {
     pub(crate) stage: Result<Stage>,
-    pub(crate) progress: Option<f64>,
+    pub(crate) progress: Progress,
 }
 
-pub(crate) type RunFn = fn(Ctx, Arc<Claimed>) -> BoxFuture<'static, Result<Option<Ran>>>;
+/// An object that was read beforehand.
+pub(crate) type Fetched = Box<dyn Any + Send>;
+pub(crate) type RunFn = fn(Ctx, Arc<Claimed>, Option<Fetched>) -> BoxFuture<'static, Result<Option<Ran>>>;
+pub(crate) type FetchFn = fn(&mut Tx<'_>, &[&str]) -> Result<Vec<(String, Fetched)>>;
 pub(crate) type LockFn = fn(&mut Tx<'_>, &str) -> Result<Option<Box<dyn Any>>>;
 pub(crate) type ApplyFn = fn(&mut Tx<'_>, Box<dyn Any>, Effect, &str) -> Result<()>;
 
 /// Runs a stage; `None`: its object is gone.
-pub(crate) fn run<T: TaskType>(ctx: Ctx, claimed: Arc<Claimed>) -> BoxFuture<'static, Result<Option<Ran>>> {
+pub(crate) fn run<T: TaskType>(
+    ctx: Ctx,
+    claimed: Arc<Claimed>,
+    fetched: Option<Fetched>,
+) -> BoxFuture<'static, Result<Option<Ran>>> {
     Box::pin(async move {
-        let id = claimed.obj_id.clone();
-        let found = ctx.read(Cost::Bounded, move |tx| {
-            T::Object::select().unscoped().with_deleted().eq("id", id.clone()).one(tx)
-        });
-        let Some(object) = found.await?.value else { return Ok(None) };
+        let object = match fetched.and_then(|it| it.downcast::<T::Object>().ok()) {
+            Some(object) => *object,
+            None => {
+                let id = claimed.obj_id.clone();
+                let found = ctx.read(Cost::Bounded, move |tx| {
+                    T::Object::select().unscoped().with_deleted().eq("id", id.clone()).one(tx)
+                });
+                let Some(object) = found.await?.value else { return Ok(None) };
+                object
+            }
+        };
         let params = serde_json::from_str(&claimed.params)
             .map_err(|e| Error::bad_request(format!("the parameters of {}: {e}", T::NAME)))?;
         let input = StageInput { data: claimed.data.clone(), why: claimed.reason.clone() };
-        let mut t = TaskCtx { ctx, claimed: claimed.clone(), object, params, progress: None };
+        let mut t = TaskCtx { ctx, claimed: claimed.clone(), object, params, progress: Progress::default() };
         let stage = T::run(&claimed.stage, &mut t, input).await;
         Ok(Some(Ran { stage, progress: t.progress }))
     })
+}
+
+/// Reads objects for the stages that are about to run.
+pub(crate) fn fetch<T: TaskType>(tx: &mut Tx<'_>, ids: &[&str]) -> Result<Vec<(String, Fetched)>> {
+    let select = T::Object::select().unscoped().with_deleted();
+    let rows = match ids {
+        [one] => select.eq("id", (*one).to_owned()).rows(tx)?,
+        _ => select.is_in("id", ids.iter().map(|it| (*it).to_owned())).rows(tx)?,
+    };
+    Ok(rows.into_iter().map(|row| (row.base().anon().id.clone(), Box::new(row) as Fetched)).collect())
 }
 
 /// Reads and locks the object for a stage's effect.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
+use super::clock::Clock;
 use super::heart::Heart;
 use super::worker::Worker;
 use crate::Result;
@@ -77,6 +78,7 @@ impl Waker {
 pub struct Engine {
     waker: Arc<Waker>,
     metrics: Arc<Metrics>,
+    clock: Arc<Clock>,
 }
 
 /// How a process runs tasks.
@@ -86,8 +88,10 @@ pub struct WorkerOptions {
     pub slots: usize,
     /// Kinds of task to run; `None`: all that this process knows.
     pub names: Option<Vec<&'static str>>,
-    /// How long a dead worker's tasks stay its own.
+    /// How long a worker's heart must stand still before others take it for dead.
     pub lease: Duration,
+    /// Most results of stages in one transaction; 1 has each in its own.
+    pub group: usize,
     /// How long running stages may take to end when the process is to end.
     pub grace: Duration,
     /// How often to look for what other processes made ready.
@@ -105,9 +109,10 @@ impl Default for WorkerOptions {
         Self {
             slots: 16,
             names: None,
-            lease: Duration::from_secs(10),
+            lease: Duration::from_secs(3),
+            group: 256,
             grace: Duration::from_secs(20),
-            poll: Duration::from_secs(1),
+            poll: Duration::from_millis(500),
             backoff: Duration::from_secs(1),
             backoff_max: Duration::from_secs(60),
             keep: Duration::from_secs(14 * 24 * 3600),
@@ -128,6 +133,10 @@ impl Engine {
         &self.metrics
     }
 
+    pub(crate) fn clock(&self) -> &Arc<Clock> {
+        &self.clock
+    }
+
     pub(crate) fn waker(&self) -> Arc<Waker> {
         self.waker.clone()
     }
@@ -142,7 +151,8 @@ impl Engine {
     /// Outside of a tokio runtime, and when two kinds of task have one name.
     pub fn run(core: &Arc<Core>, options: WorkerOptions) -> Result<Workers> {
         let (stop, stopped) = watch::channel(false);
-        let worker = Arc::new(Worker::new(core.clone(), options, stopped));
+        core.db.open_engine()?;
+        let worker = Worker::new(core.clone(), options, stopped);
         crate::worker::register(&worker);
         let heart = Heart::start(worker.clone())?;
         let dispatcher = tokio::spawn(worker.clone().dispatch());

@@ -56,11 +56,15 @@
 //! on the task's row.
 
 mod callback;
+mod clock;
+mod commit;
 mod ctx;
 mod engine;
 mod heart;
 mod outlook;
+mod plan;
 mod resource;
+mod share;
 mod stage;
 mod start;
 mod store;
@@ -75,7 +79,8 @@ use crate::model::{Meta, Record};
 pub use ctx::TaskCtx;
 pub use engine::{Engine, Metrics, WorkerOptions, Workers};
 pub use resource::{CallbackInput, Task};
-pub use stage::{IntoStage, Reason, ReasonKind, Stage, StageInput, StageName, Wait};
+pub use stage::{FanOut, IntoStage, Reason, ReasonKind, Stage, StageInput, StageName, Subtasks, Wait};
+pub use start::TaskStart;
 
 /// A future that may be sent to another thread.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -89,6 +94,27 @@ pub struct StageSpec {
     pub timeout_s: u64,
     /// Attempts before its `_failed` twin runs.
     pub attempts: i64,
+    /// Milliseconds before the second attempt, which double with each; 0: the
+    /// worker's own.
+    pub backoff_ms: u64,
+}
+
+/// How a kind of task runs.
+#[derive(Debug, Clone, Copy)]
+pub struct TaskOptions {
+    /// 0 to 99, smaller goes first.
+    pub priority: i64,
+    /// How many of it a process runs at once at most.
+    pub concurrency: Option<usize>,
+    /// How many stages of it a process begins in a second at most.
+    pub per_second: Option<u32>,
+    /// Seconds that a whole task may take.
+    pub timeout_s: Option<u64>,
+}
+
+impl TaskOptions {
+    /// What is so unless the kind says otherwise.
+    pub const DEFAULT: Self = Self { priority: 50, concurrency: None, per_second: None, timeout_s: None };
 }
 
 /// A kind of task. Written by `#[stages]`, never by hand.
@@ -97,6 +123,8 @@ pub trait TaskType: Send + Sync + 'static {
     const NAME: &'static str;
     /// All stages, twins too.
     const STAGES: &'static [StageSpec];
+    /// How it runs.
+    const OPTIONS: TaskOptions;
     /// What it works on.
     type Object: Record;
     /// What it is started with.
@@ -116,9 +144,12 @@ pub struct TaskEntry {
     pub name: &'static str,
     /// All stages, twins too.
     pub stages: &'static [StageSpec],
+    /// How it runs.
+    pub options: TaskOptions,
     /// What it works on.
     pub object: fn() -> &'static Meta,
     pub(crate) run: ctx::RunFn,
+    pub(crate) fetch: ctx::FetchFn,
     pub(crate) lock: ctx::LockFn,
     pub(crate) apply: ctx::ApplyFn,
 }
@@ -130,8 +161,10 @@ impl TaskEntry {
         Self {
             name: T::NAME,
             stages: T::STAGES,
+            options: T::OPTIONS,
             object: <T::Object as Record>::meta,
             run: ctx::run::<T>,
+            fetch: ctx::fetch::<T>,
             lock: ctx::lock::<T>,
             apply: ctx::apply::<T>,
         }
@@ -151,6 +184,14 @@ pub(crate) fn entry(name: &str) -> Option<&'static TaskEntry> {
 
 /// What the twin of a stage is called.
 pub(crate) const TWIN: &str = "_failed";
+
+/// What the undoing of a stage is called.
+pub(crate) const UNDO: &str = "_undo";
+
+/// Whether a task in that stage is on its way to its end already.
+pub(crate) fn is_winding_up(stage: &str) -> bool {
+    stage.ends_with(TWIN) || stage.ends_with(UNDO)
+}
 
 /// Names of all kinds of tasks of this process.
 ///

@@ -6,9 +6,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::stage::Reason;
-use super::start::{active_key, in_progress};
+use super::start::in_progress;
 use super::store::{self, Status};
-use super::{TWIN, entry};
+use super::{entry, is_winding_up};
 use crate::ctx::Tx;
 use crate::model::{AnonBase, Extra, Manager, Model, Record};
 use crate::{Error, Resource, Result, actions};
@@ -58,7 +58,10 @@ pub struct Task {
     #[field(list = "admin")]
     pub priority: i64,
     /// Where it stands in its life.
-    #[field(list = "user", choices("queued", "running", "waiting", "done", "failed", "cancelled"))]
+    #[field(
+        list = "user",
+        choices("blocked", "queued", "running", "waiting", "done", "failed", "cancelled", "member")
+    )]
     pub status: String,
     /// The stage that runs, or runs next.
     #[field(list = "user")]
@@ -66,6 +69,9 @@ pub struct Task {
     /// How far it is, in percent.
     #[field(list = "user")]
     pub progress: f64,
+    /// What it is doing, in words.
+    #[field(list = "user")]
+    pub progress_text: String,
     /// Which attempt at the stage it is.
     #[field(list = "user")]
     pub attempt: i64,
@@ -114,6 +120,45 @@ pub struct Task {
     /// Held by the object's one active task.
     #[field()]
     pub active_key: Option<String>,
+    /// What the tasks have in common that run one after the other: the object.
+    #[field()]
+    pub lane: String,
+    /// Its place in the lane.
+    #[field()]
+    pub lane_seq: i64,
+    /// The last place that was given away behind it.
+    #[field()]
+    pub lane_tail: i64,
+    /// Tasks that wait behind it for the object.
+    #[field(list = "user")]
+    pub followers: i64,
+    /// The lane that it waits in.
+    #[field()]
+    pub blocked_on: Option<String>,
+    /// Its place among what is due: priority, project, name.
+    #[field()]
+    pub queue: String,
+    /// At most one active task has it.
+    #[field(list = "admin")]
+    pub unique_key: Option<String>,
+    /// The place in its parent's life that it is a part of; -1: it holds an object for it.
+    #[field()]
+    pub parent_seq: i64,
+    /// Subtasks that it waits for.
+    #[field(list = "user")]
+    pub open_children: i64,
+    /// Further objects that it works on.
+    #[field(list = "user")]
+    pub members: i64,
+    /// What is undone if it fails, the last first.
+    #[field()]
+    pub undo: Option<String>,
+    /// The status that it ends with, while what it did is undone.
+    #[field(list = "user")]
+    pub ending: String,
+    /// When it must have ended.
+    #[field(list = "user")]
+    pub deadline: Option<DateTime<Utc>>,
 }
 
 /// A callback over HTTP.
@@ -155,7 +200,7 @@ impl Task {
 impl Task {
     /// Cancels it: the `_failed` twin of its stage undoes what was done, and
     /// the task ends as cancelled. A stage that runs now is let end first.
-    #[action(access = "user", when("queued", "running", "waiting"))]
+    #[action(access = "user", when("blocked", "queued", "running", "waiting"))]
     fn perform_cancel(&mut self, tx: &mut Tx<'_>) -> Result<()> {
         let status = self.status();
         if status.is_ended() {
@@ -163,14 +208,25 @@ impl Task {
                 Error::conflict(format!("the task is {} already", self.status)).class("TaskEndedError")
             );
         }
-        if self.cancelling || self.stage.ends_with(TWIN) {
+        if status == Status::Member {
+            let text =
+                format!("it holds an object for the task {}", self.parent_task_id.as_deref().unwrap_or(""));
+            return Err(Error::conflict(text).class("TaskMemberError"));
+        }
+        let now = tx.ctx.core().tasks.clock().now(tx.conn)?;
+        let why = Reason::cancelled(&format!("cancelled by {}", tx.cred().user_name));
+        if self.cancelling || is_winding_up(&self.stage) {
             return Err(Error::conflict("the task is being wound up already").class("TaskEndingError"));
         }
         if status == Status::Running {
-            store::ask_to_cancel(tx.conn, &self.base.id)?;
+            store::ask_to_cancel(tx.conn, &self.base.id, &why, now)?;
+        } else if self.open_children > 0 {
+            // Who ends last wakes it.
+            store::cancel_children(tx.conn, &self.base.id, &why, now)?;
+            store::ask_to_cancel(tx.conn, &self.base.id, &why, now)?;
+            tx.wake_workers();
         } else {
-            let why = Reason::cancelled(&format!("cancelled by {}", tx.cred().user_name));
-            store::cancel(tx.conn, &self.base.id, &why)?;
+            store::cancel(tx.conn, &self.base.id, &why, now)?;
             tx.wake_workers();
         }
         self.reread(tx)
@@ -207,8 +263,8 @@ impl Task {
             let text = format!("another task has worked on {} {} since", self.obj_type, self.obj_id);
             return Err(Error::conflict(text).class("TaskOutdatedError"));
         }
-        let key = active_key(&self.obj_type, &self.obj_id);
-        store::retry(tx.conn, &self.base.id, &key)
+        let now = tx.ctx.core().tasks.clock().now(tx.conn)?;
+        store::retry(tx.conn, &self.base.id, &self.lane, now)
             .map_err(|e| in_progress(e, &self.obj_type, &self.obj_id))?;
         tx.wake_workers();
         self.reread(tx)

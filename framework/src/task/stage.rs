@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::TaskType;
+use super::store::Claimed;
 use crate::ctx::Tx;
 use crate::model::Record;
 use crate::{Error, Kind, Result};
@@ -159,10 +161,15 @@ pub(crate) fn is_temporary(error: &Error) -> bool {
 /// What runs in the transaction that moves the task on.
 pub(crate) type Effect = Box<dyn FnOnce(&mut Tx<'_>, &mut dyn Any) -> Result<()> + Send>;
 
+/// Starts a subtask in the transaction that moves its parent on.
+pub(crate) type Spawn = Box<dyn FnOnce(&mut Tx<'_>, &Claimed) -> Result<()> + Send>;
+
 /// Where a stage leads.
 pub(crate) enum Step {
     Next(StageName),
     Wait(StageName, Duration),
+    /// As a wait, for the subtasks.
+    FanOut(StageName, Duration),
     Retry(Reason),
     Complete,
     Fail(Reason),
@@ -174,13 +181,15 @@ pub(crate) enum Step {
 pub struct Stage {
     pub(crate) step: Step,
     pub(crate) data: Option<serde_json::Result<String>>,
+    pub(crate) undo: Option<serde_json::Result<String>>,
     pub(crate) after: Option<Duration>,
     pub(crate) effect: Option<Effect>,
+    pub(crate) spawns: Vec<Spawn>,
 }
 
 impl Stage {
     fn of(step: Step) -> Self {
-        Self { step, data: None, after: None, effect: None }
+        Self { step, data: None, undo: None, after: None, effect: None, spawns: Vec::new() }
     }
 
     /// Goes on with another stage (or this one again, as a poll).
@@ -192,6 +201,12 @@ impl Stage {
     /// then goes on with that stage; when the time is over, with its twin.
     pub fn wait(stage: StageName) -> Wait {
         Wait(stage)
+    }
+
+    /// Starts subtasks, and goes on with that stage when all have ended; it is
+    /// given [`Subtasks`]. If that takes too long, with its twin.
+    pub fn fan_out(stage: StageName) -> FanOut {
+        FanOut { stage, spawns: Vec::new() }
     }
 
     /// Runs this stage again, later and later, until its attempts are used up;
@@ -210,8 +225,16 @@ impl Stage {
         Self::of(Step::Fail(reason.into()))
     }
 
-    /// What the next stage is given, after [`Stage::next`]. (After a wait, it
-    /// is given what the callback brought.)
+    /// What this stage's `_undo` is given, if the task fails later on; if not
+    /// said, what this stage was given itself.
+    pub fn undo_data(mut self, value: impl Serialize) -> Self {
+        self.undo = Some(serde_json::to_string(&value));
+        self
+    }
+
+    /// What the next stage is given, after [`Stage::next`], or the task's
+    /// result, after [`Stage::complete`]. (After a wait, a stage is given what
+    /// the callback brought.)
     pub fn data(mut self, value: impl Serialize) -> Self {
         self.data = Some(serde_json::to_string(&value));
         self
@@ -254,6 +277,42 @@ impl Wait {
     pub fn within(self, time: Duration) -> Stage {
         Stage::of(Step::Wait(self.0, time))
     }
+}
+
+/// Subtasks that are to be started.
+#[must_use = "say how long: .within(…)"]
+pub struct FanOut {
+    stage: StageName,
+    spawns: Vec<Spawn>,
+}
+
+impl FanOut {
+    /// A task that is a part of this one. If its object is busy, it waits
+    /// behind; if it is this task's own, it runs while this one waits.
+    pub fn subtask<T: TaskType>(mut self, row: T::Object, params: T::Params) -> Self {
+        self.spawns
+            .push(Box::new(move |tx, parent| tx.task::<T>(&row, params).part_of(parent).start().map(drop)));
+        self
+    }
+
+    /// How long all may take; then the twin of the stage runs, and what has not
+    /// ended when the task does is cancelled.
+    pub fn within(self, time: Duration) -> Stage {
+        Stage { spawns: self.spawns, ..Stage::of(Step::FanOut(self.stage, time)) }
+    }
+}
+
+/// How the subtasks ended, as the stage after [`Stage::fan_out`] is given it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+pub struct Subtasks {
+    /// How many there were.
+    pub total: u64,
+    /// How many ended as done.
+    pub done: u64,
+    /// How many failed.
+    pub failed: u64,
+    /// How many were cancelled.
+    pub cancelled: u64,
 }
 
 /// What a stage may answer.

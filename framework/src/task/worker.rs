@@ -11,16 +11,20 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use super::ctx::Ran;
+use super::clock::micros;
+use super::commit::{self, Committer, Next, Written};
+use super::ctx::{Fetched, Ran};
 use super::engine::{Metrics, Waker, WorkerOptions};
-use super::stage::{Effect, Reason, ReasonKind, Stage, Step, is_temporary};
-use super::store::{self, Claimed, Move, Process, Status, Why};
-use super::{StageSpec, TWIN, TaskEntry, callback, entry, heart, names};
+use super::plan::{Now, Plan};
+use super::share::Shares;
+use super::stage::{Effect, Reason, ReasonKind, Spawn, Step};
+use super::store::{self, Claimed, Move, Process, Seen, Status};
+use super::{TaskEntry, entry, heart, is_winding_up, names};
+use crate::Result;
 use crate::auth::UserCred;
 use crate::ctx::{Core, Ctx, Tx, new_id};
-use crate::db::{self, Cost};
+use crate::db::{Cost, Dialect};
 use crate::worker::{Report, Reporter};
-use crate::{Error, Result};
 
 /// Tasks in one claim at most.
 const BATCH: usize = 100;
@@ -30,8 +34,10 @@ const SUSPECT: Duration = Duration::from_secs(30);
 const FORGET: i64 = 200;
 /// How often old tasks are deleted.
 const FORGET_EVERY: Duration = Duration::from_secs(600);
-/// How long a task whose stage this process does not know is left to others.
-const UNKNOWN: Duration = Duration::from_secs(10);
+/// Queues that one look sees; with more, it takes turns among them.
+const HEADS: i64 = 64;
+/// Timers that one claim makes due.
+const TIMERS: i64 = 500;
 
 /// Which lease the process has.
 struct Lease {
@@ -55,6 +61,22 @@ pub(super) struct Worker {
     idle: Notify,
     handles: Mutex<HashMap<u64, AbortHandle>>,
     serial: AtomicU64,
+    shares: Shares,
+    committer: Committer,
+    watched: Mutex<HashMap<String, Watched>>,
+    /// The last queue of a look that did not see all of them.
+    cursor: Mutex<String>,
+}
+
+/// What this process has seen of another's heart.
+#[derive(Debug, Clone, Copy)]
+struct Watched {
+    beat: i64,
+    /// Since when the beat is the same.
+    since: Instant,
+    /// The last look. After a gap (we or the database stood still) it all
+    /// begins anew: a process that could not beat is not dead.
+    looked: Instant,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -65,10 +87,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Slot {
     worker: Arc<Worker>,
     serial: u64,
+    kind: &'static TaskEntry,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        self.worker.shares.end(self.kind.name);
         lock(&self.worker.handles).remove(&self.serial);
         self.worker.metrics.running.fetch_sub(1, Ordering::Relaxed);
         if self.worker.running.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -105,10 +129,15 @@ impl Reporter for Worker {
 }
 
 impl Worker {
-    pub(super) fn new(core: Arc<Core>, options: WorkerOptions, stopped: watch::Receiver<bool>) -> Self {
+    /// In a tokio runtime.
+    pub(super) fn new(core: Arc<Core>, options: WorkerOptions, stopped: watch::Receiver<bool>) -> Arc<Self> {
         let known = names();
         let wanted = |name: &&'static str| options.names.as_ref().is_none_or(|it| it.contains(name));
-        Self {
+        Arc::new(Self {
+            shares: Shares::default(),
+            committer: Committer::start(&core, options.group),
+            watched: Mutex::default(),
+            cursor: Mutex::default(),
             waker: core.tasks.waker(),
             metrics: core.tasks.metrics().clone(),
             names: known.into_iter().filter(wanted).collect(),
@@ -122,7 +151,7 @@ impl Worker {
             serial: AtomicU64::new(0),
             core,
             options,
-        }
+        })
     }
 
     pub(super) fn lease_time(&self) -> Duration {
@@ -138,7 +167,6 @@ impl Worker {
         if self.names.is_empty() {
             return;
         }
-        self.bury_neighbours().await;
         let mut stopped = self.stopped.clone();
         let mut pause = Duration::ZERO;
         let mut looked: Option<Instant> = None;
@@ -162,32 +190,35 @@ impl Worker {
     /// Looks and claims once; tells how long to sleep.
     async fn round(self: &Arc<Self>, looked: &mut Option<Instant>) -> Result<Duration> {
         let due = self.waker.take_due();
-        // Under load nobody sleeps, but dead workers are to be found all the same.
+        let mut timers = false;
+        // Under load nobody sleeps, but dead workers and timers are to be found all the same.
         if !due || looked.is_none_or(|at| at.elapsed() >= self.options.poll) {
-            let names = self.names.clone();
-            let look = self.core.db.read(Cost::Bounded, move |conn| store::look(conn, &names)).await?.value;
+            let look = self.look().await?;
             *looked = Some(Instant::now());
-            if look.dead {
-                self.recover().await?;
-            } else if !due && look.due_in != Some(Duration::ZERO) {
+            let dead = self.judge(&look.workers);
+            timers = look.timer_in == Some(0);
+            if !dead.is_empty() {
+                self.recover(dead).await?;
+            } else if !due && !timers && !look.heads.iter().any(|it| self.shares.wants(&self.names, it)) {
                 let poll = jitter(self.options.poll);
-                return Ok(look.due_in.map_or(poll, |it| it.min(poll)));
+                let timer = look.timer_in.map(|it| Duration::from_micros(u64::try_from(it).unwrap_or(0)));
+                return Ok(timer.map_or(poll, |it| it.min(poll)));
             }
         }
-        let mut free = self.options.slots.saturating_sub(self.running.load(Ordering::Acquire));
+        let mut free = self.free();
         if free == 0 {
             self.full.store(true, Ordering::Release);
             // One may have ended between the two.
-            free = self.options.slots.saturating_sub(self.running.load(Ordering::Acquire));
+            free = self.free();
             if free == 0 {
                 return Ok(jitter(self.options.poll));
             }
         }
         let wanted = free.min(BATCH);
-        let (worker, claimed) = self.claim(wanted).await?;
+        let (worker, claimed) = self.claim(wanted, timers).await?;
         let n = claimed.len();
-        for task in claimed {
-            self.spawn(worker.clone(), task);
+        for next in claimed {
+            self.spawn(worker.clone(), next);
         }
         if n == wanted {
             // There may be more, for the slots that are left.
@@ -197,28 +228,103 @@ impl Worker {
         Ok(if n == 0 { jitter(Duration::from_millis(20)) } else { Duration::ZERO })
     }
 
-    async fn claim(&self, wanted: usize) -> Result<(Arc<str>, Vec<Claimed>)> {
+    fn free(&self) -> usize {
+        self.options.slots.saturating_sub(self.running.load(Ordering::Acquire))
+    }
+
+    /// Looks, without writing unless the database's clock is to be asked.
+    async fn look(&self) -> Result<store::Look> {
+        let clock = self.core.tasks.clock().clone();
+        if clock.is_stale() {
+            let clock = clock.clone();
+            self.core.db.write(None, move |conn| clock.sync(conn)).await?;
+        }
+        let look = move |conn: &mut crate::db::AnyConnection| {
+            let now = clock.peek(conn)?;
+            store::look(conn, now, HEADS)
+        };
+        Ok(self.core.db.read(Cost::Bounded, look).await?.value)
+    }
+
+    /// The processes that are dead, and the beat that they had.
+    fn judge(&self, seen: &[Seen]) -> Vec<(String, i64)> {
+        let me = lock(&self.lease).id.clone();
+        let busy = self.running.load(Ordering::Acquire) > 0;
+        let (now, gap) = (Instant::now(), self.options.poll * 3 + Duration::from_millis(500));
+        let mut watched = lock(&self.watched);
+        watched.retain(|id, _| seen.iter().any(|it| it.id == *id));
+        let mut dead = Vec::new();
+        for it in seen {
+            let mine = *it.id == *me;
+            // Who looks is alive: if only its heartbeat is late, its stages are
+            // still at it. Others may judge otherwise.
+            if mine && busy {
+                continue;
+            }
+            let here = !it.of.host.is_empty() && it.of.host == self.process.host;
+            if here && heart::is_dead(it.of.pid, it.of.started) {
+                dead.push((it.id.clone(), it.beat));
+                continue;
+            }
+            let fresh = Watched { beat: it.beat, since: now, looked: now };
+            let entry = watched.entry(it.id.clone()).or_insert(fresh);
+            if entry.beat != it.beat || now - entry.looked > gap {
+                *entry = fresh;
+            }
+            entry.looked = now;
+            // A process that this machine still has is late or stopped rather than dead.
+            let patience = if here && !mine { self.options.lease * 3 } else { self.options.lease };
+            if now - entry.since >= patience {
+                dead.push((it.id.clone(), it.beat));
+            }
+        }
+        dead
+    }
+
+    async fn claim(&self, wanted: usize, timers: bool) -> Result<(Arc<str>, Vec<Next>)> {
         let (worker, fresh) = {
             let lease = lock(&self.lease);
             let half = Instant::now() + self.options.lease / 2;
             (lease.id.clone(), lease.sure.is_some_and(|sure| sure > half))
         };
-        let (names, process, time) = (self.names.clone(), self.process.clone(), self.options.lease);
-        let (begun, id) = (Instant::now(), worker.clone());
-        let limit = i64::try_from(wanted).unwrap_or(i64::MAX);
-        let done = self.core.db.write(None, move |conn| {
-            let claimed = store::claim(conn, &id, &names, limit)?;
-            if !fresh && !claimed.is_empty() {
-                store::lease(conn, &id, &process, time)?;
+        let (process, begun, id) = (self.process.clone(), Instant::now(), worker.clone());
+        let (names, core) = (self.names.clone(), self.core.clone());
+        let shares = self.shares.clone();
+        let cursor = lock(&self.cursor).clone();
+        let done = self.core.db.write_engine(move |conn| {
+            let ctx = Ctx::system(&core);
+            let now = core.tasks.clock().now(conn)?;
+            if timers {
+                store::promote_timers(conn, now, TIMERS)?;
             }
-            Ok(claimed)
+            let (mut heads, cursor) = heads(conn, &cursor)?;
+            let mut claimed: Vec<Next> = Vec::new();
+            while claimed.len() < wanted {
+                let parts = shares.divide(&names, &mut heads, wanted - claimed.len());
+                if parts.is_empty() {
+                    break;
+                }
+                let got = store::claim(conn, &id, now, &parts)?;
+                let times: Vec<_> = got.iter().map(|it| (it.queue.as_str(), it.run_at)).collect();
+                shares.note(&parts, &times);
+                claimed.extend(got.into_iter().map(|it| (it, None)));
+            }
+            if !fresh && !claimed.is_empty() {
+                store::lease(conn, &id, &process, now)?;
+            }
+            let mut tx = Tx::new(conn, &ctx);
+            if tx.conn.dialect() != Dialect::Sqlite {
+                commit::fetch(&mut tx, &mut claimed)?;
+            }
+            Ok((claimed, cursor))
         });
-        let claimed = done.await?.value;
+        let (claimed, cursor) = done.await?.value;
+        *lock(&self.cursor) = cursor;
         if !fresh && !claimed.is_empty() {
             self.sure(&worker, begun);
         }
         Metrics::add(&self.metrics.claimed, claimed.len());
-        for task in &claimed {
+        for (task, _) in &claimed {
             let waited = u64::try_from(task.started_at.saturating_sub(task.run_at)).unwrap_or(0);
             self.metrics.latency_us.fetch_add(waited, Ordering::Relaxed);
         }
@@ -233,15 +339,18 @@ impl Worker {
         }
     }
 
-    fn spawn(self: &Arc<Self>, worker: Arc<str>, task: Claimed) {
+    fn spawn(self: &Arc<Self>, worker: Arc<str>, next: Next) {
+        // Only known kinds are claimed.
+        let Some(kind) = entry(&next.0.task_name) else { return };
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         self.running.fetch_add(1, Ordering::AcqRel);
         self.metrics.running.fetch_add(1, Ordering::Relaxed);
-        let slot = Slot { worker: self.clone(), serial };
+        self.shares.begin(kind.name);
+        let slot = Slot { worker: self.clone(), serial, kind };
         let (go, begin) = oneshot::channel();
         let handle = tokio::spawn(async move {
             if begin.await.is_ok() {
-                slot.worker.work(&worker, task).await;
+                slot.worker.work(slot.kind, &worker, next).await;
             }
         });
         // Its handle first, so that it cannot end before it is there.
@@ -251,22 +360,20 @@ impl Worker {
 
     /// Runs a task's stages, one after another, until it has to wait, ends, or
     /// is no longer ours.
-    async fn work(&self, worker: &Arc<str>, mut task: Claimed) {
-        let Some(kind) = entry(&task.task_name) else { return };
+    async fn work(&self, kind: &'static TaskEntry, worker: &Arc<str>, (mut task, mut object): Next) {
         loop {
             let task_now = Arc::new(task);
-            let Some(plan) = self.attempt(kind, &task_now).await else { return };
+            let plan = self.attempt(kind, &task_now, object.take()).await;
             Metrics::add(&self.metrics.stages, 1);
             match self.commit(kind, worker, &task_now, plan).await {
-                Some(next) => task = next,
+                Some(next) => (task, object) = *next,
                 None => return,
             }
         }
     }
 
-    /// Runs one stage and says what is to become of the task. `None`: this
-    /// process has no idea, but another may.
-    async fn attempt(&self, kind: &'static TaskEntry, task: &Arc<Claimed>) -> Option<Plan> {
+    /// Runs one stage and says what is to become of the task.
+    async fn attempt(&self, kind: &'static TaskEntry, task: &Arc<Claimed>, object: Option<Fetched>) -> Plan {
         let Some(spec) = kind.stage(&task.stage) else {
             tracing::warn!(
                 task = task.id,
@@ -274,23 +381,30 @@ impl Worker {
                 stage = task.stage,
                 "this version has no such stage"
             );
-            return Some(Plan::leave());
+            return Plan::leave();
         };
         if task.attempt > spec.attempts {
             // Each attempt ended with the worker: this one would too.
             let text = format!("the worker died in each of {} attempts", spec.attempts);
-            return Some(Plan::of(Step::Fail(Reason::new(ReasonKind::Lost, &text))));
+            return Plan::of(Step::Fail(Reason::new(ReasonKind::Lost, &text)));
+        }
+        let mut limit = Duration::from_secs(spec.timeout_s);
+        if let Some(deadline) = task.deadline.filter(|_| !is_winding_up(&task.stage)) {
+            let left = deadline - self.core.tasks.clock().time();
+            if left <= 0 {
+                return Plan::of(Step::Fail(Reason::timeout("the task took longer than it may")));
+            }
+            limit = limit.min(Duration::from_micros(u64::try_from(left).unwrap_or(0)));
         }
         let cred: UserCred = match serde_json::from_str(&task.user_cred) {
             Ok(cred) => cred,
-            Err(error) => return Some(Plan::of(Step::Fail(format!("its credential: {error}").into()))),
+            Err(error) => return Plan::of(Step::Fail(format!("its credential: {error}").into())),
         };
         let ctx = Ctx::task(self.core.clone(), Arc::new(cred), task.id.as_str());
-        let limit = Duration::from_secs(spec.timeout_s);
-        let run = AssertUnwindSafe((kind.run)(ctx, task.clone())).catch_unwind();
-        let plan = match timeout(limit, run).await {
+        let run = AssertUnwindSafe((kind.run)(ctx, task.clone(), object)).catch_unwind();
+        match timeout(limit, run).await {
             Err(_) => {
-                let text = format!("{} took longer than {} s", task.stage, spec.timeout_s);
+                let text = format!("{} took longer than {} s", task.stage, limit.as_secs_f64().ceil());
                 Plan::of(Step::Retry(Reason::timeout(&text)))
             }
             Ok(Err(panic)) => {
@@ -310,12 +424,9 @@ impl Worker {
             }
             Ok(Ok(Ok(None))) => Plan::gone(task),
             Ok(Ok(Ok(Some(Ran { stage: Ok(stage), progress })))) => Plan::stage(stage, progress),
-            Ok(Ok(Ok(Some(Ran { stage: Err(error), progress })))) => {
-                Plan { progress, ..Plan::error(task, error) }
-            }
+            Ok(Ok(Ok(Some(Ran { stage: Err(error), progress })))) => Plan::error(task, error).told(progress),
             Ok(Ok(Err(error))) => Plan::error(task, error),
-        };
-        Some(plan)
+        }
     }
 
     /// Moves the task on, however long the database may be away. Gives the
@@ -326,19 +437,32 @@ impl Worker {
         worker: &Arc<str>,
         task: &Arc<Claimed>,
         mut plan: Plan,
-    ) -> Option<Claimed> {
+    ) -> Option<Box<Next>> {
         let mut pause = Duration::from_millis(100);
         let mut cancel = false;
         loop {
-            let effect = plan.effect.take();
-            let had_effect = effect.is_some();
-            let to = plan.moved(kind, task, &self.options, cancel, self.is_stopping());
-            let result = self.write(kind, worker, task, to, effect).await;
-            match result {
-                Ok(Written::On(next)) => return next.map(|it| *it),
-                Ok(Written::Cancelled(effect)) => {
+            let now = Now {
+                options: &self.options,
+                time: self.core.tasks.clock().time(),
+                cancel,
+                stopping: self.is_stopping(),
+            };
+            let to = plan.moved(kind, task, &now);
+            let (effect, spawns) = (plan.effect.take(), std::mem::take(&mut plan.spawns));
+            let used_up = effect.is_some() || !spawns.is_empty();
+            let written = if used_up {
+                self.write(kind, worker, task, to.clone(), effect, spawns).await
+            } else {
+                self.committer.advance(worker, task, &to).await
+            };
+            match written {
+                Ok(Written::On(next)) => {
+                    self.count(&to);
+                    return next;
+                }
+                Ok(Written::Cancelled(effect, spawns)) => {
                     cancel = true;
-                    plan.effect = effect;
+                    (plan.effect, plan.spawns) = (effect, spawns);
                 }
                 Ok(Written::Gone) => plan = Plan::gone(task),
                 Ok(Written::Stale) => {
@@ -354,7 +478,7 @@ impl Worker {
                 // The effect was tried and is used up: this attempt has
                 // failed. If it was written all the same and only the answer
                 // was lost, the next try finds the task no longer held.
-                Err(error) if had_effect => plan = Plan::error(task, error),
+                Err(error) if used_up => plan = Plan::error(task, error),
                 Err(error) => {
                     tracing::warn!(task = task.id, stage = task.stage, %error, "a result cannot be written yet");
                     sleep(jitter(pause)).await;
@@ -364,7 +488,7 @@ impl Worker {
         }
     }
 
-    /// One try to move the task on, in one transaction with its effect.
+    /// One try to move the task on, in one transaction with what it changes.
     async fn write(
         &self,
         kind: &'static TaskEntry,
@@ -372,23 +496,14 @@ impl Worker {
         task: &Arc<Claimed>,
         to: Move,
         effect: Option<Effect>,
+        spawns: Vec<Spawn>,
     ) -> Result<Written> {
         let cred = serde_json::from_str(&task.user_cred).unwrap_or_else(|_| UserCred::system());
         let ctx = Ctx::task(self.core.clone(), Arc::new(cred), task.id.as_str());
-        let (worker, of, waker) = (worker.clone(), task.clone(), self.waker.clone());
-        let counted = to.clone();
-        let done = ctx.write(None, move |tx| {
-            let written = write(tx, kind, &worker, &of, &to, effect)?;
-            if matches!(to.status, Status::Queued | Status::Waiting) {
-                db::after_commit(move || waker.look());
-            }
-            Ok(written)
-        });
-        let written = done.await?.value;
-        if let Written::On(_) = &written {
-            self.count(&counted);
-        }
-        Ok(written)
+        let (worker, of) = (worker.clone(), task.clone());
+        let done =
+            ctx.write(None, move |tx| commit::with_effect(tx, kind, &worker, &of, &to, effect, spawns));
+        Ok(done.await?.value)
     }
 
     fn count(&self, to: &Move) {
@@ -402,17 +517,13 @@ impl Worker {
     }
 
     /// Takes up what dead workers had.
-    async fn recover(&self) -> Result<()> {
-        // Who looks is alive: if only its heartbeat is late, its stages are
-        // still at it. Others may judge otherwise.
-        let busy = self.running.load(Ordering::Acquire) > 0;
-        let me = lock(&self.lease).id.clone();
-        let done = self.core.db.write(None, move |conn| {
+    async fn recover(&self, dead: Vec<(String, i64)>) -> Result<()> {
+        let clock = self.core.tasks.clock().clone();
+        let done = self.core.db.write_engine(move |conn| {
+            let now = clock.now(conn)?;
             let mut n = 0;
-            for worker in store::dead(conn)? {
-                if !(busy && *worker == *me) {
-                    n += store::take_back(conn, &worker, "lost", false)?;
-                }
+            for (worker, beat) in dead {
+                n += store::take_back(conn, &worker, Some(beat), now, "lost", false)?.unwrap_or(0);
             }
             Ok(n)
         });
@@ -422,33 +533,6 @@ impl Worker {
             Metrics::add(&self.metrics.recovered, n);
         }
         Ok(())
-    }
-
-    /// Ends the leases of processes of this host that have ended, so that a
-    /// restart goes on at once.
-    async fn bury_neighbours(&self) {
-        if self.process.host.is_empty() {
-            return;
-        }
-        let host = self.process.host.clone();
-        let found = self.core.db.read(Cost::Bounded, move |conn| store::neighbours(conn, &host)).await;
-        let dead: Vec<_> = match found {
-            Ok(done) => {
-                done.value.into_iter().filter(|(_, pid, start)| heart::is_dead(*pid, *start)).collect()
-            }
-            // Their leases will end.
-            Err(_) => return,
-        };
-        if dead.is_empty() {
-            return;
-        }
-        let done = self
-            .core
-            .db
-            .write(None, move |conn| dead.iter().try_for_each(|(id, ..)| store::expire(conn, id)));
-        if let Err(error) = done.await {
-            tracing::warn!(%error, "the leases of dead workers could not be ended");
-        }
     }
 
     /// Now and then: finds stuck tasks and deletes old ones.
@@ -477,7 +561,12 @@ impl Worker {
     /// Takes tasks from workers that have no lease at all, or that have not
     /// ended a stage long after its time.
     async fn free_stuck(&self) -> Result<()> {
-        let running = self.core.db.read(Cost::Unbounded, |conn| store::running(conn, SUSPECT)).await?.value;
+        let clock = self.core.tasks.clock().clone();
+        let look = move |conn: &mut crate::db::AnyConnection| {
+            let now = clock.peek(conn)?;
+            store::running(conn, now, micros(SUSPECT))
+        };
+        let running = self.core.db.read(Cost::Unbounded, look).await?.value;
         for task in running {
             let limit = entry(&task.task_name).and_then(|it| it.stage(&task.stage)).map(|it| it.timeout_s);
             let over =
@@ -485,8 +574,12 @@ impl Worker {
             if task.leased && !over {
                 continue;
             }
-            let (id, epoch) = (task.id.clone(), task.epoch);
-            if self.core.db.write(None, move |conn| store::take_one(conn, &id, epoch)).await?.value {
+            let (id, epoch, clock) = (task.id.clone(), task.epoch, self.core.tasks.clock().clone());
+            let take = move |conn: &mut crate::db::AnyConnection| {
+                let now = clock.now(conn)?;
+                store::take_one(conn, &id, epoch, now)
+            };
+            if self.core.db.write(None, take).await?.value {
                 tracing::warn!(task = task.id, stage = task.stage, "took a stuck task from its worker");
                 Metrics::add(&self.metrics.recovered, 1);
                 self.waker.due();
@@ -496,9 +589,14 @@ impl Worker {
     }
 
     async fn forget(&self) -> Result<()> {
-        let keep = self.options.keep;
+        let keep = micros(self.options.keep);
         loop {
-            let n = self.core.db.write(None, move |conn| store::forget(conn, keep, FORGET)).await?.value;
+            let clock = self.core.tasks.clock().clone();
+            let forget = move |conn: &mut crate::db::AnyConnection| {
+                let now = clock.now(conn)?;
+                store::forget(conn, now - keep, FORGET)
+            };
+            let n = self.core.db.write(None, forget).await?.value;
             if n == 0 {
                 return Ok(());
             }
@@ -513,17 +611,24 @@ impl Worker {
         if self.running.load(Ordering::Acquire) == 0 {
             return;
         }
-        let (id, begun, time) = (lock(&self.lease).id.clone(), Instant::now(), self.options.lease);
-        let worker = id.clone();
-        match self.core.db.write_blocking(move |conn| store::renew(conn, &worker, time)) {
+        let (id, begun, clock) =
+            (lock(&self.lease).id.clone(), Instant::now(), self.core.tasks.clock().clone());
+        let (worker, time) = (id.clone(), clock.clone());
+        let beat = move |conn: &mut crate::db::AnyConnection| {
+            let now = time.now(conn)?;
+            store::renew(conn, &worker, now)
+        };
+        match self.core.db.write_engine_blocking(beat) {
             Ok(true) => self.sure(&id, begun),
             Ok(false) => {
                 tracing::warn!(worker = %id, "others took up this worker's tasks; it drops them");
                 *lock(&self.lease) = Lease { id: new_id().into(), sure: None };
                 self.abandon();
                 // What it claimed since, under the old name.
-                let freed =
-                    self.core.db.write_blocking(move |conn| store::take_back(conn, &id, "lost", false));
+                let freed = self.core.db.write_engine_blocking(move |conn| {
+                    let now = clock.now(conn)?;
+                    store::take_back(conn, &id, None, now, "lost", false)
+                });
                 if let Err(error) = freed {
                     tracing::warn!(%error, "tasks could not be given back");
                 }
@@ -562,252 +667,35 @@ impl Worker {
     /// Gives back what this worker still holds, and its lease.
     pub(super) async fn give_back(&self) {
         let id = lock(&self.lease).id.clone();
-        let done = self.core.db.write(None, move |conn| store::take_back(conn, &id, "given back", true));
-        match done.await {
-            Ok(done) if done.value > 0 => tracing::info!(tasks = done.value, "gave tasks back"),
+        let clock = self.core.tasks.clock().clone();
+        let done = self.core.db.write_engine(move |conn| {
+            let now = clock.now(conn)?;
+            store::take_back(conn, &id, None, now, "given back", true)
+        });
+        match done.await.map(|it| it.value.unwrap_or(0)) {
+            Ok(n) if n > 0 => tracing::info!(tasks = n, "gave tasks back"),
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "tasks could not be given back; the lease will end"),
         }
     }
 }
 
-/// How a try to move a task on went.
-enum Written {
-    /// Done; the task, if this worker goes on with it.
-    On(Option<Box<Claimed>>),
-    /// Not done: somebody asked to cancel. The effect comes back unused.
-    Cancelled(Option<Effect>),
-    /// Not done: the object is gone.
-    Gone,
-    /// Not done: the task is not ours.
-    Stale,
-}
-
-/// The transaction: object, task, effect, in the order that locks are taken.
-fn write(
-    tx: &mut Tx<'_>,
-    kind: &'static TaskEntry,
-    worker: &str,
-    task: &Claimed,
-    to: &Move,
-    effect: Option<Effect>,
-) -> Result<Written> {
-    let object = match &effect {
-        Some(_) => (kind.lock)(tx, &task.obj_id)?,
-        None => None,
-    };
-    if effect.is_some() && object.is_none() {
-        return Ok(Written::Gone);
+/// The queues that have something due: from the first one, and where there
+/// are more of one priority than a look sees, from where the last one ended.
+fn heads(conn: &mut crate::db::AnyConnection, cursor: &str) -> Result<(Vec<String>, String)> {
+    let heads = store::heads(conn, "", HEADS)?;
+    let level = |key: &str| key.split('/').next().unwrap_or_default().to_owned();
+    let (Some(first), Some(last)) = (heads.first(), heads.last()) else { return Ok((heads, String::new())) };
+    if heads.len() < usize::try_from(HEADS).unwrap_or(usize::MAX) || level(first) != level(last) {
+        return Ok((heads, String::new()));
     }
-    let Some(at) = store::advance(tx.conn, worker, task, to)? else {
-        return Ok(match store::held(tx.conn, worker, task)? {
-            Some(_) => Written::Cancelled(effect),
-            None => Written::Stale,
-        });
-    };
-    if to.status == Status::Waiting {
-        // The callback may have been quicker than the stage.
-        let token = callback::token(&task.id, task.seq, &task.secret);
-        if let Some(data) = store::callback_data(tx.conn, &token)? {
-            store::resume(tx.conn, &task.id, &data)?;
-            tx.wake_workers();
+    let mut rest = store::heads(conn, cursor, HEADS)?;
+    rest.retain(|it| level(it) == level(first));
+    match rest.last().cloned() {
+        Some(last) => Ok((rest, last)),
+        None => {
+            let last = last.clone();
+            Ok((heads, last))
         }
     }
-    if let (Some(effect), Some(object)) = (effect, object) {
-        (kind.apply)(tx, object, effect, kind.name)?;
-    }
-    if to.status != Status::Running {
-        return Ok(Written::On(None));
-    }
-    let mut next = task.clone();
-    if let Some(stage) = &to.stage {
-        next.stage.clone_from(stage);
-    }
-    if let Some(data) = &to.data {
-        next.data.clone_from(data);
-    }
-    if let Why::Set(why) = &to.why {
-        next.reason.clone_from(why);
-    }
-    next.cancelling |= to.cancelling;
-    next.attempt = 1;
-    next.seq += 1;
-    next.epoch += 1;
-    next.started_at = at;
-    Ok(Written::On(Some(Box::new(next))))
-}
-
-/// What is to become of a task after an attempt.
-struct Plan {
-    step: PlanStep,
-    data: Option<serde_json::Result<String>>,
-    after: Option<Duration>,
-    effect: Option<Effect>,
-    progress: Option<f64>,
-}
-
-enum PlanStep {
-    Step(Step),
-    /// The object is gone.
-    Gone(Reason),
-    /// This process does not know the stage.
-    Leave,
-}
-
-impl Plan {
-    fn of(step: Step) -> Self {
-        Self { step: PlanStep::Step(step), data: None, after: None, effect: None, progress: None }
-    }
-
-    fn stage(stage: Stage, progress: Option<f64>) -> Self {
-        let Stage { step, data, after, effect } = stage;
-        Self { step: PlanStep::Step(step), data, after, effect, progress }
-    }
-
-    fn leave() -> Self {
-        Self { step: PlanStep::Leave, ..Self::of(Step::Complete) }
-    }
-
-    fn gone(task: &Claimed) -> Self {
-        let why = Reason::from(format!("{} {} is gone", task.obj_type, task.obj_id));
-        Self { step: PlanStep::Gone(why), ..Self::of(Step::Complete) }
-    }
-
-    fn error(task: &Claimed, error: Error) -> Self {
-        tracing::warn!(task = task.id, name = task.task_name, stage = task.stage, %error, "a stage failed");
-        let retry = is_temporary(&error);
-        let why = Reason::from(error);
-        Self::of(if retry { Step::Retry(why) } else { Step::Fail(why) })
-    }
-
-    /// The move in the database. `cancel`: somebody asked to cancel while the
-    /// stage ran. `stopping`: leave the next stage to another process.
-    fn moved(
-        &self,
-        kind: &'static TaskEntry,
-        task: &Claimed,
-        options: &WorkerOptions,
-        cancel: bool,
-        stopping: bool,
-    ) -> Move {
-        let is_twin = task.stage.ends_with(TWIN);
-        let here = if stopping { Status::Queued } else { Status::Running };
-        let base = Move {
-            status: here,
-            stage: None,
-            data: None,
-            begins: false,
-            why: if is_twin { Why::Keep } else { Why::Clear },
-            cancelling: false,
-            refund: false,
-            delay: Duration::ZERO,
-            progress: self.progress,
-            outcome: "done",
-            regardless: false,
-        };
-        let twin = |of: &str, why: &Reason, outcome: &'static str| Move {
-            stage: Some(format!("{of}{TWIN}")),
-            why: Why::Set(why.clone()),
-            outcome,
-            ..base.clone()
-        };
-        let end = |status: Status, why: Option<&Reason>, outcome: &'static str| Move {
-            status: if task.cancelling || (cancel && is_twin) { Status::Cancelled } else { status },
-            why: match why {
-                // Who is cancelled knows why.
-                _ if task.cancelling => Why::Keep,
-                Some(why) => Why::Set(why.clone()),
-                None => base.why.clone(),
-            },
-            progress: if status == Status::Done { Some(100.0) } else { self.progress },
-            outcome,
-            regardless: true,
-            ..base.clone()
-        };
-        let fail = |why: &Reason, outcome: &'static str| {
-            if is_twin { end(Status::Failed, Some(why), outcome) } else { twin(&task.stage, why, outcome) }
-        };
-        let step = match &self.step {
-            PlanStep::Step(step) => step,
-            PlanStep::Gone(why) => {
-                return Move { status: Status::Cancelled, ..end(Status::Cancelled, Some(why), "gone") };
-            }
-            PlanStep::Leave => {
-                return Move {
-                    status: Status::Queued,
-                    why: Why::Keep,
-                    refund: true,
-                    delay: UNKNOWN,
-                    outcome: "left",
-                    regardless: true,
-                    ..base
-                };
-            }
-        };
-        // A twin that winds a task up is let do so, as is a cancel's.
-        let cancelled = Reason::cancelled("cancelled while it ran");
-        let mut it = match step {
-            Step::Complete => end(Status::Done, None, "done"),
-            Step::Next(to) | Step::Wait(to, _) if kind.stage(to.as_str()).is_none() => {
-                fail(&format!("{} has no stage {}", kind.name, to.as_str()).into(), "failed")
-            }
-            Step::Next(to) | Step::Wait(to, _) if cancel && !is_twin && !task.cancelling => {
-                Move { cancelling: true, ..twin(to.as_str(), &cancelled, "done") }
-            }
-            Step::Next(to) => {
-                let data = match &self.data {
-                    Some(Ok(data)) => Some(data.clone()),
-                    None => None,
-                    Some(Err(error)) => {
-                        return fail(&format!("the data for {}: {error}", to.as_str()).into(), "failed");
-                    }
-                };
-                let delay = self.after.unwrap_or_default();
-                Move {
-                    status: if delay.is_zero() { here } else { Status::Queued },
-                    stage: Some(to.as_str().to_owned()),
-                    data: Some(data),
-                    begins: true,
-                    delay,
-                    ..base.clone()
-                }
-            }
-            Step::Wait(to, time) => Move {
-                status: Status::Waiting,
-                stage: Some(to.as_str().to_owned()),
-                delay: *time,
-                outcome: "waits",
-                ..base.clone()
-            },
-            Step::Retry(_) | Step::Fail(_) if cancel && !is_twin && !task.cancelling => {
-                Move { cancelling: true, ..twin(&task.stage, &cancelled, "failed") }
-            }
-            Step::Retry(why) => {
-                let attempts = kind.stage(&task.stage).map_or(1, |it: &StageSpec| it.attempts);
-                if task.attempt >= attempts {
-                    fail(why, "failed")
-                } else {
-                    Move {
-                        status: Status::Queued,
-                        // A twin has the reason that it is run for.
-                        why: if is_twin { Why::Keep } else { Why::Set(why.clone()) },
-                        delay: self.after.unwrap_or_else(|| backoff(options, task.attempt)),
-                        outcome: "retried",
-                        ..base.clone()
-                    }
-                }
-            }
-            Step::Fail(why) => fail(why, "failed"),
-        };
-        // Once the cancel is in the move, or can change nothing more.
-        it.regardless |= cancel || is_twin || task.cancelling;
-        it
-    }
-}
-
-/// Doubles with each attempt, up to a longest, and never the same for two.
-fn backoff(options: &WorkerOptions, attempt: i64) -> Duration {
-    let doubled = options.backoff * 2_u32.saturating_pow(u32::try_from(attempt - 1).unwrap_or(0).min(20));
-    let full = doubled.min(options.backoff_max);
-    full.mul_f64(0.5 + 0.5 * rand::random::<f64>())
 }
