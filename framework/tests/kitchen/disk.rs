@@ -17,10 +17,10 @@ pub struct Disk {
     #[field(list = "user", create = "optional", unique, search, max = 64)]
     pub serial: Option<String>,
     /// What it is made of.
-    #[field(list = "user", create = "optional", update = "domain", choices("ssd", "hdd"), default = "ssd", index)]
+    #[field(list = "user", create = "optional", choices("ssd", "hdd"), default = "ssd", index)]
     pub medium: String,
     /// In GB.
-    #[field(get = "user", create = "required", update = "user")]
+    #[field(get = "user", create = "required", update = "domain")]
     pub size: i64,
     /// Where it is, and with what it goes.
     #[field(list = "user", create = "optional", update = "user", references = "rack", cascade, index)]
