@@ -31,7 +31,7 @@ pub struct Disk {
 }
 impl Manager for Disk {
     fn get_customize_columns(_: &mut Tx<'_>, rows: &[Self], extra: &mut [Extra]) -> Result<()> {
-        rows.iter().zip(extra).map(|(row, it)| it.set("shout", row.name.to_uppercase())).map(Ok).collect()
+        rows.iter().zip(extra).map(|(row, it)| it.set("shout", row.name.to_uppercase())).try_for_each(Ok)
     }
 }
 impl Model for Disk {

@@ -247,5 +247,10 @@ fn a_write_takes_at_most_one_statement_more_for_each_feature() {
             root(&house, "/quotas", quota).await;
         }
         assert_eq!(disks(&body).await, [5, 2 + more, 5, 3 + more], "three quotas");
+        let events = json!(["created", "updated", "deleted", "grow", "pending-delete"]);
+        let hook = json!({"name": "h", "url": "http://127.0.0.1:9/", "resource": "disk", "events": events});
+        root(&house, "/webhooks", hook).await;
+        // The one that takes two: a delivery, and the task that makes it.
+        assert_eq!(disks(&body).await, [7, 4 + more, 7, 5 + more], "a webhook that is told");
     });
 }
