@@ -97,34 +97,18 @@ def rest(base, token):
 
 
 def run(base, seconds, seed, folder, token=None):
-    """One run of schemathesis: "good", "bad", or "fell over" where only the tool did."""
+    """One run of schemathesis; answers whether it found nothing."""
     tool = shutil.which("schemathesis", path=os.path.dirname(sys.executable)) or "schemathesis"
     args = [tool, "run", base + "/openapi.json", "--checks", CHECKS, "--seed", str(seed), "--no-color"]
-    args += ["--phases", "examples,coverage,fuzzing", "--max-time", str(seconds), "--workers", "2"]
+    # One worker: several read Python's source at once, and CPython counts the
+    # depth of its parser for all threads together ("recursion depth mismatch").
+    args += ["--phases", "examples,coverage,fuzzing", "--max-time", str(seconds), "--workers", "1"]
     args += ["--generation-database", ":memory:", "--suppress-health-check", "all", "--warnings", "off"]
     args += ["--request-timeout", "30"] + SPARED
     if token:
         args += ["--header", "X-Auth-Token: " + token]
     print("--", "as an administrator" if token else "without a token", "with seed", seed, flush=True)
-    done = subprocess.run(args, cwd=folder, check=False, stdout=subprocess.PIPE, text=True)
-    print(done.stdout, flush=True)
-    if done.returncode == 0:
-        return "good"
-    # CPython's parser gives up in deep stacks, at times, and the tool with it:
-    # nothing is said of the server.
-    errors = re.findall(r"🚫 (\w+ Error): \d+", done.stdout)
-    own = done.returncode < 0 or (errors and all(it == "Runtime Error" for it in errors))
-    return "fell over" if own and "= FAILURES =" not in done.stdout else "bad"
-
-
-def runs(base, seconds, seed, folder, token=None):
-    """A run, and another with other data where the tool fell over; answers whether nothing was found."""
-    came = run(base, seconds, seed, folder, token)
-    if came == "fell over":
-        came = run(base, seconds // 2, seed + 1000, folder, token)
-    if came == "fell over":
-        print("-- the tool fell over twice; what it got to see was good", flush=True)
-    return came != "bad"
+    return subprocess.run(args, cwd=folder, check=False).returncode == 0
 
 
 def main():
@@ -139,8 +123,8 @@ def main():
         try:
             token = login(base)
             fill(base, token)
-            good = runs(base, args.seconds * 4 // 5, args.seed, folder, token)
-            good &= runs(base, args.seconds // 5, args.seed, folder)
+            good = run(base, args.seconds * 4 // 5, args.seed, folder, token)
+            good &= run(base, args.seconds // 5, args.seed, folder)
             rest(base, token)
             # Alive to the end, and with nothing in its log that went wrong inside.
             call(base, "GET", "/healthz")
