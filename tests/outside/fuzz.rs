@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::harness::{Client, House, Kind, key};
 
-on_each_database!(whatever_comes_in_is_answered);
+on_each_database!(without mysql: whatever_comes_in_is_answered);
 
 /// In all texts and most numbers that are made up: a statement that holds one
 /// was not made of known pieces.
