@@ -62,7 +62,10 @@ pub mod prelude {
     pub use crate::query::Select;
     pub use crate::quota::QuotaUse;
     pub use crate::task::{Reason, Stage, TaskCtx};
-    pub use crate::{Columns as DeriveColumns, Ctx, Error, Resource, Result, Tx, actions, stages};
+    pub use crate::{Columns as DeriveColumns, Ctx, Error, Nothing, Resource, Result, Tx, actions, stages};
+    // What the inputs of actions derive; their crates are still to be dependencies.
+    pub use schemars::JsonSchema;
+    pub use serde::{Deserialize, Serialize};
 }
 
 migrations!(

@@ -19,6 +19,7 @@ mod crash;
 mod events;
 mod exports;
 mod filters;
+mod fuzz;
 mod gateway;
 mod http;
 mod idempotency;

@@ -85,7 +85,6 @@ impl<'a> Sql<'a> {
     }
 
     /// The text with `?` where values stand.
-    #[cfg(test)]
     pub(crate) fn shape(&self) -> String {
         let (mut shape, mut from) = (String::new(), 0);
         for (at, _) in &self.binds {
@@ -180,10 +179,17 @@ pub fn each(
     mut read: impl FnMut(&mut RowReader<'_, '_, '_>) -> Result<()>,
 ) -> Result<()> {
     expect_living()?;
+    show(&sql);
     for row in LoadConnection::load(conn, sql).inspect_err(doomed)? {
         read(&mut RowReader::new(&row.inspect_err(doomed)?))?;
     }
     Ok(())
+}
+
+/// For those who want to see what the database is asked: `--log podyard::sql=trace`.
+/// Without the values, which are the clients' own business.
+fn show(sql: &Sql<'_>) {
+    tracing::trace!(target: "podyard::sql", statement = sql.shape());
 }
 
 /// MySQL ends a transaction that was chosen to break a deadlock, and would
@@ -217,5 +223,6 @@ pub fn load_one<T: FromRow>(conn: &mut AnyConnection, sql: Sql<'_>) -> Result<Op
 /// What the database says.
 pub fn execute(conn: &mut AnyConnection, sql: &Sql<'_>) -> Result<usize> {
     expect_living()?;
+    show(sql);
     Ok(conn.execute_returning_count(sql).inspect_err(doomed)?)
 }
