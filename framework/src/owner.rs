@@ -89,7 +89,10 @@ fn resolve(tx: &mut Tx<'_>, meta: &Meta, asked: &OwnerInput, from: Ids) -> Resul
     if let Some(user) = &asked.user_id {
         to.user_id.clone_from(user);
         if let Some((of, project)) = owner_of(tx, "user", user)? {
-            if has("project_id") && asked.project_id.is_none() && !project.is_empty() {
+            if has("project_id") && !project.is_empty() {
+                if asked.project_id.as_ref().is_some_and(|it| *it != project) {
+                    return Err(Error::field("project_id", "is not the project of that user"));
+                }
                 to.project_id = project;
                 domain = Some(of);
             } else if !has("project_id") {

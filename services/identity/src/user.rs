@@ -66,7 +66,9 @@ impl Manager for User {
         if input.name.contains('/') {
             return Err(Error::field("name", "must not have a /"));
         }
-        if input.project_id.is_empty() {
+        if !input.project_id.is_empty() {
+            expect_of_domain(tx, &input.project_id, &input.domain_id)?;
+        } else {
             let mut project =
                 Project { domain_id: input.domain_id.clone(), enabled: true, ..Project::default() };
             project.name.clone_from(&input.name);
@@ -127,6 +129,9 @@ impl Model for User {
 impl User {
     /// Two administrators must not take each other's role at once.
     fn expect_another_admin(&self, tx: &mut Tx<'_>) -> Result<()> {
+        if input.project_id.is_some() {
+            expect_of_domain(tx, &self.project_id, &self.domain_id)?;
+        }
         tx.lock("identity/admins")?;
         let others = Self::select().unscoped().eq("role", ADMIN.to_owned()).eq("enabled", true);
         if others.ne("id", self.id.clone()).count(tx)? == 0 {
@@ -225,6 +230,15 @@ pub async fn bootstrap(core: &Arc<Core>, given: Option<String>) -> Result<Option
         tx.lock("identity/bootstrap")?;
         if Domain::select().eq("id", DEFAULT_DOMAIN).one(tx)?.is_some() {
             // Another process was faster.
+/// A user's project is one of the user's domain.
+fn expect_of_domain(tx: &mut Tx<'_>, project: &str, domain: &str) -> Result<()> {
+    let found = Project::select().eq("id", project.to_owned()).eq("domain_id", domain.to_owned()).one(tx)?;
+    match found {
+        Some(_) => Ok(()),
+        None => Err(Error::field("project_id", "is a project of another domain")),
+    }
+}
+
             return Ok(false);
         }
         let mut domain = Domain { enabled: true, ..Domain::default() };
@@ -254,18 +268,30 @@ pub async fn bootstrap(core: &Arc<Core>, given: Option<String>) -> Result<Option
 }
 
 /// Gives a user a new random password, for whoever has the machine but lost
-/// the login. Returns it.
+/// the login: by id, or by name, with the domain (its id or name) where several
+/// have a user of that name. Returns it.
 ///
 /// # Errors
-/// 404, and what the database says.
-pub async fn reset_password(core: &Arc<Core>, name: &str) -> Result<String> {
+/// 404, 409 where several domains have one, and what the database says.
+pub async fn reset_password(core: &Arc<Core>, name: &str, domain: Option<&str>) -> Result<String> {
     let password = password::random();
     let hash = password::hash(&password)?;
-    let name = name.to_owned();
+    let (name, domain) = (name.to_owned(), domain.map(str::to_owned));
     let ctx = Ctx::system(core);
     let done = ctx.write(None, move |tx| {
-        let found = User::select().id_or_name(&name).for_update().one(tx)?;
-        let mut user = found.ok_or_else(|| Error::not_found("user", &name))?;
+        let mut select = User::select().id_or_name(&name).limit(2).for_update();
+        if let Some(domain) = &domain {
+            let found = Domain::select().id_or_name(domain).one(tx)?;
+            let found = found.ok_or_else(|| Error::not_found("domain", domain))?;
+            select = select.eq("domain_id", found.base.base.id.clone());
+        }
+        let mut found = select.rows(tx)?;
+        if found.len() > 1 {
+            let text =
+                format!("several domains have a user {name}; say which with --domain, or give the user's id");
+            return Err(Error::conflict(text).class("AmbiguousNameError"));
+        }
+        let mut user = found.pop().ok_or_else(|| Error::not_found("user", &name))?;
         let before = podyard::before(&user);
         user.password_hash = hash;
         user.enabled = true;
