@@ -204,6 +204,14 @@ pub trait ResourceHandler: Send + Sync {
     fn takes_force(&self) -> bool {
         false
     }
+    /// What is to be done before a create's transaction.
+    fn prepare(&self) -> Option<Prepare> {
+        None
+    }
+    /// What its log has beside the usual: [`Manager::EVENTS`].
+    fn events(&self) -> &'static [&'static str] {
+        &[]
+    }
     /// Whether the caller may refer to that row.
     ///
     /// # Errors
@@ -351,6 +359,14 @@ impl<T: Manager> ResourceHandler for Handler<T> {
 
     fn takes_force(&self) -> bool {
         T::FORCE
+    }
+
+    fn prepare(&self) -> Option<Prepare> {
+        T::PREPARE
+    }
+
+    fn events(&self) -> &'static [&'static str] {
+        T::EVENTS
     }
 
     fn exists(&self, tx: &mut Tx<'_>, id: &str) -> Result<bool> {

@@ -16,7 +16,7 @@ use crate::db::{Cost, Done, Lock};
 use crate::dispatch::{Each, IfMatch, Reply, ResourceHandler, Rows, Shown, apply_each, bodies, enveloped};
 use crate::model::{Action, ActionInput, ActionKind, ActionOutput, Meta, Owner, Run};
 use crate::registry::Type;
-use crate::webhook::{Admitted, admit};
+use crate::webhook::{Admitted, admit, asks};
 use crate::{Error, Result, policy, query};
 
 /// A parameter, decoded.
@@ -133,6 +133,9 @@ pub(super) async fn run(
             manner.only(params)?;
             let lock = class_lock(meta, &cred);
             let Some(bodies) = bodies(meta, &body)? else {
+                if let Some(answer) = answered(&ctx, meta, "create", &manner).await? {
+                    return Ok(answer);
+                }
                 let Admitted { ctx, body, .. } = admit(ctx, of, "create", None, body, IfMatch::Any).await?;
                 let work = move |tx: &mut Tx<'_>| Ok(write::row(meta, handler.create(tx, &body)?));
                 return write(&ctx, Some(lock), manner, work).await;
@@ -238,6 +241,9 @@ pub(super) async fn run(
 }
 
 fn expect_no_body(body: &[u8]) -> Result<()> {
+            if let Some(answer) = answered(&ctx, meta, action.name, &manner).await? {
+                return Ok(answer);
+            }
     if body.is_empty() || body == b"{}" {
         return Ok(());
     }
@@ -248,6 +254,37 @@ fn expect_no_body(body: &[u8]) -> Result<()> {
 async fn many(
     handler: &'static dyn ResourceHandler,
     ctx: &Ctx,
+/// The request with what its type makes ready for a create. What is wrong with
+/// a body the create will say.
+async fn prepared(
+    ctx: Ctx,
+    handler: &'static dyn ResourceHandler,
+    bodies: impl IntoIterator<Item = &[u8]>,
+) -> Result<Ctx> {
+    let Some(prepare) = handler.prepare() else { return Ok(ctx) };
+    let meta = handler.meta();
+    let draft = |body| {
+        let entries = crate::model::entries(body, meta.keyword(), meta.plural()).ok()?;
+        let member = |(key, value): (std::borrow::Cow<'_, str>, &serde_json::value::RawValue)| {
+            Some((key.into_owned(), serde_json::from_str(value.get()).ok()?))
+        };
+        entries.into_iter().map(member).collect()
+    };
+    let drafts = bodies.into_iter().filter_map(draft).collect();
+    let made = prepare(ctx.clone(), drafts).await?;
+    Ok(ctx.with_prepared(made))
+}
+
+/// What was answered under the request's key: whoever was asked then need not
+/// be asked again. Where nobody is, the key is looked up where it is claimed.
+async fn answered(ctx: &Ctx, meta: &Meta, action: &str, manner: &Manner) -> Result<Option<Answer>> {
+    let Some(key) = manner.key.as_ref().filter(|_| !manner.dry_run && asks(ctx, meta, action)) else {
+        return Ok(None);
+    };
+    let made = key.answered(ctx).await?;
+    Ok(made.map(|made| write::answer(made, true, 1, Duration::ZERO)))
+}
+
     params: &query::Params<'_>,
     mut manner: Manner,
     each: Each,

@@ -148,6 +148,16 @@ pub trait Manager: Model {
     /// Ends the request.
     fn list_item_filter(tx: &mut Tx<'_>, select: &mut Select<Self>) -> Result<()> {
         let _ = (tx, select);
+    /// What a create takes long for and asks no database for (hashing a
+    /// password): done before the transaction, for all bodies of the request,
+    /// as they were sent. Hooks find it by [`crate::Ctx::prepared`], and do
+    /// without where it is not there.
+    const PREPARE: Option<Prepare> = None;
+
+    /// What its log says was done beside `create`, `update`, `delete`, its
+    /// actions and its tasks: webhooks may ask to be told of it.
+    const EVENTS: &'static [&'static str] = &[];
+
         Ok(())
     }
 

@@ -77,6 +77,11 @@ impl Manager for User {
             if same.one(tx)?.is_some() {
                 // Of somebody who is gone, or made by hand: it stays whose it is.
                 let id = podyard::new_id();
+    const PREPARE: Option<Prepare> =
+        Some(|ctx, users| Box::pin(async { Ok(Arc::new(Hashes::of(ctx, users).await?) as Prepared) }));
+
+    const EVENTS: &'static [&'static str] = &["reset-password"];
+
                 project.name = format!("{} {}", input.name, &id[id.len() - 8..]).chars().take(128).collect();
             }
             project.description = format!("The project of {}.", input.name);
