@@ -200,7 +200,11 @@ pub(super) async fn run(
         Target::DeleteMany => {
             allowed(verbs.delete, "delete")?;
             expect_no_body(&body)?;
-            many(handler, &ctx, params, manner, Each::Delete).await
+            let words =
+                |key: &str| (key == "force" && handler.takes_force()) || (key == "purge" && meta.trash());
+            let (how, which): (Vec<_>, Vec<_>) = params.iter().cloned().partition(|(key, _)| words(key));
+            let (force, purge) = how_to_delete(handler, &how)?;
+            many(handler, &ctx.with_force(force), &which, manner, Each::Delete(purge)).await
         }
         Target::ActMany(action) => {
             allowed(action.access.unwrap_or(verbs.update), action.name)?;
@@ -297,7 +301,7 @@ async fn answered(ctx: &Ctx, meta: &Meta, action: &str, manner: &Manner) -> Resu
         let done = crate::dispatch::each(handler, tx, &rows, &each)?;
         let made = |reply| match each {
             Each::Act(..) => write::acted(reply),
-            Each::Update(..) | Each::Delete => write::row(meta, reply),
+            Each::Update(..) | Each::Delete(_) => write::row(meta, reply),
         };
         write::parts(tx, meta, done, made)
     };
