@@ -4,6 +4,7 @@
 use super::any_row::Typed;
 use super::{Handler, IfMatch, Part, Reply, Shown, merge};
 use crate::ctx::{Tx, values};
+use crate::http::route::hides;
 use crate::model::{
     Action, ActionInput, ActionKind, ActionOutput, Entries, Extra, Input as _, JsonObject, Manager, Meta,
     Mode, Record, Run,
@@ -170,6 +171,32 @@ fn make<T: Manager>(tx: &mut Tx<'_>, body: &[u8], checked: &mut Checked) -> Resu
     let meta = T::meta();
     expect_admitted(tx, meta, "create")?;
     let above = context::members(tx, meta)?;
+/// The same of an update: what stays as it is need not be one that the caller may see.
+pub(super) fn check_changed_references<T: Manager>(
+    tx: &mut Tx<'_>,
+    row: &T,
+    entries: &Entries<'_>,
+) -> Result<()> {
+    let meta = T::meta();
+    if entries.iter().all(|(key, _)| meta.field(key).is_none_or(|f| f.references.is_none())) {
+        return Ok(());
+    }
+    let changed = merge::without_unchanged(tx, row, entries)?;
+    check_references(tx, meta, &changed, &mut Checked::new())
+}
+
+/// Refuses a name by which the row could not be had: something else stands at
+/// that path.
+fn expect_reachable<T: Manager>(tx: &Tx<'_>, row: &T) -> Result<()> {
+    let Some(name) = row.base().standalone().map(|it| it.name.as_str()) else { return Ok(()) };
+    let of = tx.ctx.core().registry.keyword(T::meta().keyword());
+    if of.is_some_and(|of| hides(of, name)) {
+        let text = format!("{name:?} is reserved: /{}/{name} is something else", T::meta().plural());
+        return Err(Error::field("name", text));
+    }
+    Ok(())
+}
+
     let mut entries = crate::model::entries(body, meta.keyword(), meta.plural())?;
     context::fill(tx, meta, &mut entries, &above)?;
     let tags = tags::take(tx, meta, &mut entries)?;
@@ -186,6 +213,7 @@ fn make<T: Manager>(tx: &mut Tx<'_>, body: &[u8], checked: &mut Checked) -> Resu
     row.post_create(tx, &input)?;
     Ok(row)
 }
+    expect_reachable(tx, &row)?;
 
 pub(super) fn create<T: Manager>(tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply> {
     let row = make::<T>(tx, body, &mut Checked::new())?;
@@ -267,8 +295,19 @@ pub(super) fn update<T: Manager>(
         entries[*i].1 = value;
     }
     let mut input = T::Update::default();
-    crate::model::fill(meta, &entries, tx.level(), Mode::Update, &mut input)?;
-    let mut row = find::<T>(tx, id, true)?;
+    let filled = crate::model::fill(meta, &entries, tx.level(), Mode::Update, &mut input);
+    let found = find::<T>(tx, id, true);
+    let mut row = match (found, filled) {
+        (Ok(row), Ok(())) => row,
+        // A rule may have become stricter than what is there.
+        (Ok(row), Err(_)) => {
+            let changed = merge::without_unchanged(tx, &row, &entries)?;
+            input = T::Update::default();
+            crate::model::fill(meta, &changed, tx.level(), Mode::Update, &mut input)?;
+            row
+        }
+        (Err(missing), filled) => return Err(filled.err().unwrap_or(missing)),
+    };
     known.check(meta.keyword(), id, row.base().anon().version)?;
     trash::expect_living(&row)?;
     context::contradicts(&entries, &context::members(tx, meta)?)?;
@@ -278,7 +317,7 @@ pub(super) fn update<T: Manager>(
             input.set(key, &value).map_err(|text| Error::field(key, text))?;
         }
     }
-    check_references(tx, meta, &entries, &mut Checked::new())?;
+    check_changed_references(tx, &row, &entries)?;
     change(tx, &mut row, &mut input, "update")?;
     reply(tx, &row, &Shown::default())
 }
@@ -302,6 +341,10 @@ pub(super) fn change<T: Manager>(
     }
     Ok(())
 }
+        let name = |it: &T| it.base().standalone().map(|it| it.name.clone());
+        if name(row) != name(&old) {
+            expect_reachable(tx, row)?;
+        }
 
 pub(super) fn delete<T: Manager>(tx: &mut Tx<'_>, id: &str, known: &IfMatch, purge: bool) -> Result<Reply> {
     let meta = T::meta();

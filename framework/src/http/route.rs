@@ -93,7 +93,7 @@ pub(crate) fn route<'a>(
         [_] => return Err(not_allowed("GET, POST, PUT, PATCH, DELETE")),
         [_, name] if read => match action(ActionKind::Property, name) {
             Some(found) => Target::Action(found, None),
-            None if name == "statistics" => Target::Statistics,
+            None if name == STATISTICS => Target::Statistics,
             None => Target::Get(name.to_string()),
         },
         [_, name] if *method == Method::POST => {
