@@ -206,8 +206,6 @@ fn change_owner(row: &mut dyn AnyRow, tx: &mut Tx<'_>, input: &ActionInput) -> R
     // Who makes rows for the new owner waits, so that what the hook counts holds.
     tx.lock(&lock_of(meta, to.as_owner()))?;
     row.validate_change_owner(tx, to.as_owner())?;
-    let before = row.values();
-    row.base_mut().set_owner(to.as_owner());
-    row.save(tx, "change-owner", &before, None)?;
+    row.give(tx, "change-owner", to.as_owner())?;
     Ok(ActionOutput::Row)
 }

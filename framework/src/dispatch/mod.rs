@@ -14,7 +14,7 @@ pub(crate) use batch::{Each, Rows, apply as apply_each, bodies, each, narrows};
 pub use batch::{MOST_CREATED, MOST_ROWS, Part};
 pub use export::{Chunk, Place};
 
-pub(crate) use pipeline::{describe, enveloped, narrow, write_row};
+pub(crate) use pipeline::{describe, enveloped, narrow, visible, write_row};
 
 use std::any::{Any, TypeId};
 use std::marker::PhantomData;

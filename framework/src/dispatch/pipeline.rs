@@ -65,6 +65,11 @@ pub(crate) fn describe<T: Manager>(tx: &mut Tx<'_>, rows: &[T], extra: &mut [Ext
 /// What the path and the type's hook leave of the rows that a caller may see.
 pub(crate) fn narrow<T: Manager>(tx: &mut Tx<'_>, select: &mut Select<T>) -> Result<()> {
     context::narrow(tx, select)?;
+    visible(tx, select)
+}
+
+/// What the type's hook leaves of the rows that a caller may see, wherever they stand.
+pub(crate) fn visible<T: Manager>(tx: &mut Tx<'_>, select: &mut Select<T>) -> Result<()> {
     context::both_sides(tx, select)?;
     T::list_item_filter(tx, select)
 }

@@ -11,7 +11,7 @@ mod export;
 mod limit;
 mod manners;
 mod media;
-mod nested;
+pub(crate) mod nested;
 mod openapi;
 mod openapi_writes;
 mod problem;
