@@ -122,14 +122,18 @@ pub struct Ctx {
     pub(crate) nested: Option<Arc<Nested>>,
     trace: Option<Arc<Trace>>,
     lang: Lang,
+    prepared: Option<Prepared>,
 }
+
+/// What a type made for a request before its transaction.
+pub type Prepared = Arc<dyn Any + Send + Sync>;
 
 impl Ctx {
     /// For a request of somebody.
     pub fn new(core: Arc<Core>, cred: Arc<UserCred>, request_id: impl Into<Arc<str>>) -> Self {
         let (client_ip, task, force, admitted, nested) = (None, false, false, false, None);
-        let (request_id, trace, lang) = (request_id.into(), None, Lang::English);
-        Self { core, cred, request_id, client_ip, task, force, admitted, nested, trace, lang }
+        let (request_id, trace, lang, prepared) = (request_id.into(), None, Lang::English, None);
+        Self { core, cred, request_id, client_ip, task, force, admitted, nested, trace, lang, prepared }
     }
 
     /// The same request, which asked for force or did not.
@@ -153,6 +157,18 @@ impl Ctx {
     /// Whether all webhooks that must be asked have admitted the request.
     pub(crate) fn is_admitted(&self) -> bool {
         self.admitted
+    }
+
+    /// The same request, with what its type made ready.
+    #[must_use]
+    pub(crate) fn with_prepared(self, it: Prepared) -> Self {
+        Self { prepared: Some(it), ..self }
+    }
+
+    /// What [`crate::model::Manager::PREPARE`] made for the request, if it ran.
+    #[must_use]
+    pub fn prepared<T: Any>(&self) -> Option<&T> {
+        self.prepared.as_ref()?.downcast_ref()
     }
 
     /// For a task, which acts for somebody: its id is the request's, too.
@@ -513,6 +529,10 @@ impl<'a> Tx<'a> {
             let text = format!("{} {} was changed by somebody else meanwhile", meta.keyword(), anon.id);
             return Err(Error::conflict(text));
         }
+        if meta.shared() {
+            // Those of a row that is only marked stay: whom it was shared with is told of its end.
+            crate::sharing::forget(self, meta.keyword(), &anon.id)?;
+        }
         Ok(())
     }
 
@@ -529,10 +549,6 @@ impl<'a> Tx<'a> {
             sql.push(" THEN '").push(by.keyword).push("'");
         }
         sql.push(" ELSE '' END");
-        if meta.shared() {
-            // Those of a row that is only marked stay: whom it was shared with is told of its end.
-            crate::sharing::forget(self, meta.keyword(), &anon.id)?;
-        }
         match db::load_one::<(String,)>(self.conn, sql)? {
             Some((by,)) if !by.is_empty() => {
                 let text = format!("{} {id} is still used by a {by}", meta.keyword());

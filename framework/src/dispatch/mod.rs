@@ -22,7 +22,7 @@ use std::marker::PhantomData;
 use crate::ctx::Tx;
 use crate::db::Sql;
 use crate::event::{Change, Told, Watched, rows};
-use crate::model::{Action, ActionInput, Manager, Meta};
+use crate::model::{Action, ActionInput, Manager, Meta, Prepare};
 use crate::query::{ListRequest, Visible};
 use crate::quota::QuotaUse;
 use crate::{Error, Result};

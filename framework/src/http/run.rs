@@ -137,9 +137,11 @@ pub(super) async fn run(
                     return Ok(answer);
                 }
                 let Admitted { ctx, body, .. } = admit(ctx, of, "create", None, body, IfMatch::Any).await?;
+                let ctx = prepared(ctx, handler, [&body[..]]).await?;
                 let work = move |tx: &mut Tx<'_>| Ok(write::row(meta, handler.create(tx, &body)?));
                 return write(&ctx, Some(lock), manner, work).await;
             };
+            let ctx = prepared(ctx, handler, bodies.iter().map(String::as_bytes)).await?;
             let work = move |tx: &mut Tx<'_>| {
                 let made = handler.create_many(tx, &bodies)?;
                 write::parts(tx, meta, made, |reply| write::row(meta, reply))
@@ -154,6 +156,10 @@ pub(super) async fn run(
             manner.only(params)?;
             let lock = class_lock(meta, &cred);
             let bodies = bodies(meta, &body)?;
+            let ctx = match &bodies {
+                None => prepared(ctx, handler, [&body[..]]).await?,
+                Some(bodies) => prepared(ctx, handler, bodies.iter().map(String::as_bytes)).await?,
+            };
             let work = move |tx: &mut Tx<'_>| match &bodies {
                 None => Ok(write::row(meta, handler.apply(tx, &body)?)),
                 Some(bodies) => {
@@ -168,6 +174,7 @@ pub(super) async fn run(
             allowed(verbs.create, "create")?;
             manner.only(params)?;
             let lock = class_lock(meta, &cred);
+            let ctx = prepared(ctx, handler, [&body[..]]).await?;
             let work = move |tx: &mut Tx<'_>| Ok(write::row(meta, handler.copy(tx, &id, &body)?));
             write(&ctx, Some(lock), manner, work).await
         }
@@ -234,6 +241,9 @@ pub(super) async fn run(
             }
             manner.only(params)?;
             let on_row = id.is_some();
+            if let Some(answer) = answered(&ctx, meta, action.name, &manner).await? {
+                return Ok(answer);
+            }
             let it = admit(ctx, of, action.name, id, body, manner.known.clone()).await?;
             let explain = Admitted::explain(it.is_pinned());
             let entries = crate::model::entries(&it.body, meta.keyword(), meta.plural())?;
@@ -244,20 +254,6 @@ pub(super) async fn run(
     }
 }
 
-fn expect_no_body(body: &[u8]) -> Result<()> {
-            if let Some(answer) = answered(&ctx, meta, action.name, &manner).await? {
-                return Ok(answer);
-            }
-    if body.is_empty() || body == b"{}" {
-        return Ok(());
-    }
-    Err(Error::field("body", "a delete takes none"))
-}
-
-/// The same for each row that the parameters choose.
-async fn many(
-    handler: &'static dyn ResourceHandler,
-    ctx: &Ctx,
 /// The request with what its type makes ready for a create. What is wrong with
 /// a body the create will say.
 async fn prepared(
@@ -289,6 +285,17 @@ async fn answered(ctx: &Ctx, meta: &Meta, action: &str, manner: &Manner) -> Resu
     Ok(made.map(|made| write::answer(made, true, 1, Duration::ZERO)))
 }
 
+fn expect_no_body(body: &[u8]) -> Result<()> {
+    if body.is_empty() || body == b"{}" {
+        return Ok(());
+    }
+    Err(Error::field("body", "a delete takes none"))
+}
+
+/// The same for each row that the parameters choose.
+async fn many(
+    handler: &'static dyn ResourceHandler,
+    ctx: &Ctx,
     params: &query::Params<'_>,
     mut manner: Manner,
     each: Each,

@@ -25,10 +25,11 @@ pub use view::{Extra, JsonObject};
 use std::any::{Any, TypeId};
 
 use crate::Result;
-use crate::ctx::Tx;
+use crate::ctx::{Ctx, Prepared, Tx};
 use crate::db::{RowReader, Value};
 use crate::query::Select;
 use crate::quota::QuotaUse;
+use crate::task::BoxFuture;
 
 /// A struct whose fields are columns: a base or a whole resource. Written by
 /// `#[derive(Columns)]`, never by hand.
@@ -134,6 +135,12 @@ pub trait Record: Columns + Clone + Send + Sync + 'static {
     }
 }
 
+/// The bodies of a create.
+pub type Drafts = Vec<serde_json::Map<String, serde_json::Value>>;
+
+/// What makes something ready for a create.
+pub type Prepare = fn(Ctx, Drafts) -> BoxFuture<'static, Result<Prepared>>;
+
 /// The collection: hooks that belong to `/<plural>`. All have defaults, all
 /// run inside the request's transaction, all may fail.
 pub trait Manager: Model {
@@ -141,13 +148,6 @@ pub trait Manager: Model {
     /// ask [`crate::Ctx::force`].
     const FORCE: bool = false;
 
-    /// Adds conditions to every list and look-up. Scope and deletion are
-    /// already in; a hook can only narrow.
-    ///
-    /// # Errors
-    /// Ends the request.
-    fn list_item_filter(tx: &mut Tx<'_>, select: &mut Select<Self>) -> Result<()> {
-        let _ = (tx, select);
     /// What a create takes long for and asks no database for (hashing a
     /// password): done before the transaction, for all bodies of the request,
     /// as they were sent. Hooks find it by [`crate::Ctx::prepared`], and do
@@ -158,6 +158,13 @@ pub trait Manager: Model {
     /// actions and its tasks: webhooks may ask to be told of it.
     const EVENTS: &'static [&'static str] = &[];
 
+    /// Adds conditions to every list and look-up. Scope and deletion are
+    /// already in; a hook can only narrow.
+    ///
+    /// # Errors
+    /// Ends the request.
+    fn list_item_filter(tx: &mut Tx<'_>, select: &mut Select<Self>) -> Result<()> {
+        let _ = (tx, select);
         Ok(())
     }
 

@@ -1,10 +1,12 @@
 //! Users. To begin with each has one domain, one project and one role.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use podyard::auth::Access;
+use podyard::model::{Drafts, Prepare};
 use podyard::prelude::*;
-use podyard::{Core, Nothing};
+use podyard::{Core, Nothing, Prepared};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -51,7 +53,35 @@ pub struct User {
     pub password: String,
 }
 
+/// Hashes made before the transaction, which nobody must wait for so long: by
+/// password, one for each user that is to have it.
+struct Hashes(Mutex<HashMap<String, Vec<String>>>);
+
+impl Hashes {
+    async fn of(ctx: Ctx, users: Drafts) -> Result<Self> {
+        let identity = ctx.service::<Identity>()?;
+        let mut hashes: HashMap<String, Vec<String>> = HashMap::new();
+        for user in users {
+            let Some(password) = user.get("password").and_then(|it| it.as_str()) else { continue };
+            if password::check(password).is_ok() {
+                let hash = identity.hash(password.to_owned()).await?;
+                hashes.entry(password.to_owned()).or_default().push(hash);
+            }
+        }
+        Ok(Self(Mutex::new(hashes)))
+    }
+
+    fn take(&self, password: &str) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(password)?.pop()
+    }
+}
+
 impl Manager for User {
+    const PREPARE: Option<Prepare> =
+        Some(|ctx, users| Box::pin(async { Ok(Arc::new(Hashes::of(ctx, users).await?) as Prepared) }));
+
+    const EVENTS: &'static [&'static str] = &["reset-password"];
+
     fn list_item_filter(tx: &mut Tx<'_>, select: &mut Select<Self>) -> Result<()> {
         match tx.level() {
             Access::Admin => {}
@@ -77,11 +107,6 @@ impl Manager for User {
             if same.one(tx)?.is_some() {
                 // Of somebody who is gone, or made by hand: it stays whose it is.
                 let id = podyard::new_id();
-    const PREPARE: Option<Prepare> =
-        Some(|ctx, users| Box::pin(async { Ok(Arc::new(Hashes::of(ctx, users).await?) as Prepared) }));
-
-    const EVENTS: &'static [&'static str] = &["reset-password"];
-
                 project.name = format!("{} {}", input.name, &id[id.len() - 8..]).chars().take(128).collect();
             }
             project.description = format!("The project of {}.", input.name);
@@ -94,12 +119,19 @@ impl Manager for User {
 }
 
 impl Model for User {
-    fn customize_create(&mut self, _: &mut Tx<'_>, input: &UserCreate) -> Result<()> {
-        self.password_hash = password::hash(&input.password)?;
+    fn customize_create(&mut self, tx: &mut Tx<'_>, input: &UserCreate) -> Result<()> {
+        let ready = tx.ctx.prepared::<Hashes>().and_then(|it| it.take(&input.password));
+        self.password_hash = match ready {
+            Some(hash) => hash,
+            None => password::hash(&input.password)?,
+        };
         Ok(())
     }
 
     fn pre_update(&mut self, tx: &mut Tx<'_>, input: &UserUpdate) -> Result<()> {
+        if input.project_id.is_some() {
+            expect_of_domain(tx, &self.project_id, &self.domain_id)?;
+        }
         let loses = !self.enabled || self.role != ADMIN;
         if self.id == tx.cred().user_id && loses {
             return Err(Error::conflict("you would lock yourself out").class("ProtectedResourceError"));
@@ -134,9 +166,6 @@ impl Model for User {
 impl User {
     /// Two administrators must not take each other's role at once.
     fn expect_another_admin(&self, tx: &mut Tx<'_>) -> Result<()> {
-        if input.project_id.is_some() {
-            expect_of_domain(tx, &self.project_id, &self.domain_id)?;
-        }
         tx.lock("identity/admins")?;
         let others = Self::select().unscoped().eq("role", ADMIN.to_owned()).eq("enabled", true);
         if others.ne("id", self.id.clone()).count(tx)? == 0 {
@@ -201,6 +230,15 @@ impl User {
     }
 }
 
+/// A user's project is one of the user's domain.
+fn expect_of_domain(tx: &mut Tx<'_>, project: &str, domain: &str) -> Result<()> {
+    let found = Project::select().eq("id", project.to_owned()).eq("domain_id", domain.to_owned()).one(tx)?;
+    match found {
+        Some(_) => Ok(()),
+        None => Err(Error::field("project_id", "is a project of another domain")),
+    }
+}
+
 /// Revokes the tokens of all users of a domain or project.
 pub(crate) fn revoke_all(tx: &mut Tx<'_>, field: &'static str, id: &str) -> Result<()> {
     let identity = tx.ctx.service::<Identity>()?;
@@ -235,15 +273,6 @@ pub async fn bootstrap(core: &Arc<Core>, given: Option<String>) -> Result<Option
         tx.lock("identity/bootstrap")?;
         if Domain::select().eq("id", DEFAULT_DOMAIN).one(tx)?.is_some() {
             // Another process was faster.
-/// A user's project is one of the user's domain.
-fn expect_of_domain(tx: &mut Tx<'_>, project: &str, domain: &str) -> Result<()> {
-    let found = Project::select().eq("id", project.to_owned()).eq("domain_id", domain.to_owned()).one(tx)?;
-    match found {
-        Some(_) => Ok(()),
-        None => Err(Error::field("project_id", "is a project of another domain")),
-    }
-}
-
             return Ok(false);
         }
         let mut domain = Domain { enabled: true, ..Domain::default() };
