@@ -171,11 +171,6 @@ pub(super) fn check_references(
     Ok(())
 }
 
-/// One new row, with all hooks but those for all rows of a request.
-fn make<T: Manager>(tx: &mut Tx<'_>, body: &[u8], checked: &mut Checked) -> Result<T> {
-    let meta = T::meta();
-    expect_admitted(tx, meta, "create")?;
-    let above = context::members(tx, meta)?;
 /// The same of an update: what stays as it is need not be one that the caller may see.
 pub(super) fn check_changed_references<T: Manager>(
     tx: &mut Tx<'_>,
@@ -202,6 +197,11 @@ fn expect_reachable<T: Manager>(tx: &Tx<'_>, row: &T) -> Result<()> {
     Ok(())
 }
 
+/// One new row, with all hooks but those for all rows of a request.
+fn make<T: Manager>(tx: &mut Tx<'_>, body: &[u8], checked: &mut Checked) -> Result<T> {
+    let meta = T::meta();
+    expect_admitted(tx, meta, "create")?;
+    let above = context::members(tx, meta)?;
     let mut entries = crate::model::entries(body, meta.keyword(), meta.plural())?;
     context::fill(tx, meta, &mut entries, &above)?;
     let tags = tags::take(tx, meta, &mut entries)?;
@@ -213,12 +213,12 @@ fn expect_reachable<T: Manager>(tx: &Tx<'_>, row: &T) -> Result<()> {
     let mut row = T::from_create(&input);
     row.stamp(&tx.stamp());
     row.customize_create(tx, &input)?;
+    expect_reachable(tx, &row)?;
     tx.insert_and_log(&row, "create").map_err(|error| context::explain(meta, error))?;
     tags::attach(tx, &row, &tags)?;
     row.post_create(tx, &input)?;
     Ok(row)
 }
-    expect_reachable(tx, &row)?;
 
 pub(super) fn create<T: Manager>(tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply> {
     let row = make::<T>(tx, body, &mut Checked::new())?;
@@ -341,15 +341,15 @@ pub(super) fn change<T: Manager>(
     row.pre_update(tx, input)?;
     let before = values(&old);
     if values(row) != before {
+        let name = |it: &T| it.base().standalone().map(|it| it.name.clone());
+        if name(row) != name(&old) {
+            expect_reachable(tx, row)?;
+        }
         tx.save_and_log(row, action, &before)?;
         row.post_update(tx, &old)?;
     }
     Ok(())
 }
-        let name = |it: &T| it.base().standalone().map(|it| it.name.clone());
-        if name(row) != name(&old) {
-            expect_reachable(tx, row)?;
-        }
 
 pub(super) fn delete<T: Manager>(tx: &mut Tx<'_>, id: &str, known: &IfMatch, purge: bool) -> Result<Reply> {
     let meta = T::meta();
