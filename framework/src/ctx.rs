@@ -15,7 +15,7 @@ use crate::db::{self, AnyConnection, Cost, Db, Dialect, Done, Lock, Sql, Value};
 use crate::event::{Feed, FeedOptions};
 use crate::http::Trace;
 use crate::i18n::Lang;
-use crate::model::{Meta, Record, Reference, Stamp};
+use crate::model::{Meta, Owner, Record, Reference, Stamp};
 use crate::oplog;
 use crate::registry::Registry;
 use crate::task::Engine;
@@ -122,14 +122,18 @@ pub struct Ctx {
     pub(crate) nested: Option<Arc<Nested>>,
     trace: Option<Arc<Trace>>,
     lang: Lang,
+    prepared: Option<Prepared>,
 }
+
+/// What a type made for a request before its transaction.
+pub type Prepared = Arc<dyn Any + Send + Sync>;
 
 impl Ctx {
     /// For a request of somebody.
     pub fn new(core: Arc<Core>, cred: Arc<UserCred>, request_id: impl Into<Arc<str>>) -> Self {
         let (client_ip, task, force, admitted, nested) = (None, false, false, false, None);
-        let (request_id, trace, lang) = (request_id.into(), None, Lang::English);
-        Self { core, cred, request_id, client_ip, task, force, admitted, nested, trace, lang }
+        let (request_id, trace, lang, prepared) = (request_id.into(), None, Lang::English, None);
+        Self { core, cred, request_id, client_ip, task, force, admitted, nested, trace, lang, prepared }
     }
 
     /// The same request, which asked for force or did not.
@@ -153,6 +157,18 @@ impl Ctx {
     /// Whether all webhooks that must be asked have admitted the request.
     pub(crate) fn is_admitted(&self) -> bool {
         self.admitted
+    }
+
+    /// The same request, with what its type made ready.
+    #[must_use]
+    pub(crate) fn with_prepared(self, it: Prepared) -> Self {
+        Self { prepared: Some(it), ..self }
+    }
+
+    /// What [`crate::model::Manager::PREPARE`] made for the request, if it ran.
+    #[must_use]
+    pub fn prepared<T: Any>(&self) -> Option<&T> {
+        self.prepared.as_ref()?.downcast_ref()
     }
 
     /// For a task, which acts for somebody: its id is the request's, too.
@@ -355,7 +371,7 @@ impl<'a> Tx<'a> {
             self.bump_generation::<T>()?;
         }
         self.quota_insert(row)?;
-        db::execute(self.conn, &insertion(row, None))?;
+        db::execute(self.conn, &insertion(row, &[], self.conn.dialect()))?;
         Ok(())
     }
 
@@ -371,23 +387,30 @@ impl<'a> Tx<'a> {
         self.quota_insert(row)?;
         let notes = oplog::notes(row, None);
         let changes = self.told(T::meta(), action).then(|| notes.clone());
-        let owner = self.owner::<T>(row);
-        let sql = insertion(row, owner.map(|of| (of, self.conn.dialect())));
+        let sql = insertion(row, &self.owners(row), self.conn.dialect());
         if !self.with_record(sql, T::meta(), row.base(), action, notes)? {
-            return Err(Error::unauthorized(format!(
-                "the user {} is no longer there",
-                self.cred().user_name
-            )));
+            let owner = row.base().owner().unwrap_or_default();
+            let (name, own) = (&self.cred().user_name, self.cred().user_id == owner.user_id);
+            return Err(if own {
+                Error::unauthorized(format!("the user {name}, their project or domain is no longer there"))
+            } else {
+                Error::conflict("the user, project or domain that it is for is no longer there")
+            });
         }
         self.tell(row, action, changes)
     }
 
-    /// The type of the users, if the row belongs to one. Who creates something
-    /// may be deleted at this very moment; nothing must be left without owner.
-    fn owner<T: Record>(&self, row: &T) -> Option<&'static Meta> {
-        row.base().owned().filter(|it| !it.user_id.is_empty())?;
-        let keyword = T::meta().field("user_id")?.references?;
-        Some(self.ctx.core().registry.keyword(keyword)?.handler.meta())
+    /// The types and ids of the user, project and domain that a row belongs to.
+    /// Who creates something may be deleted at this very moment, and so may the
+    /// project; nothing must be left without owner.
+    fn owners<'r, T: Record>(&self, row: &'r T) -> Vec<(&'static Meta, &'r str)> {
+        let Some(Owner { domain_id, project_id, user_id }) = row.base().owner() else { return Vec::new() };
+        let ids = [("domain_id", domain_id), ("project_id", project_id), ("user_id", user_id)];
+        let of = |(name, id): (&str, &'r str)| {
+            let keyword = T::meta().field(name).filter(|_| !id.is_empty())?.references?;
+            Some((self.ctx.core().registry.keyword(keyword)?.handler.meta(), id))
+        };
+        ids.into_iter().filter_map(of).collect()
     }
 
     /// Makes a row as the platform would for a client, without the client's
@@ -506,6 +529,10 @@ impl<'a> Tx<'a> {
             let text = format!("{} {} was changed by somebody else meanwhile", meta.keyword(), anon.id);
             return Err(Error::conflict(text));
         }
+        if meta.shared() {
+            // Those of a row that is only marked stay: whom it was shared with is told of its end.
+            crate::sharing::forget(self, meta.keyword(), &anon.id)?;
+        }
         Ok(())
     }
 
@@ -545,27 +572,35 @@ impl<'a> Tx<'a> {
     }
 }
 
-/// `INSERT` of a row; with an owner only if that is there, and stays to the
+/// `INSERT` of a row; with owners only if they are there, and stay to the
 /// transaction's end.
-fn insertion<'r, T: Record>(row: &'r T, owner: Option<(&'static Meta, Dialect)>) -> Sql<'r> {
+fn insertion<'r, T: Record>(row: &'r T, owners: &[(&'static Meta, &'r str)], dialect: Dialect) -> Sql<'r> {
     let meta = T::meta();
     let mut values = Vec::with_capacity(meta.fields().len());
     row.write(&mut values);
     let mut sql = Sql::new("INSERT INTO \"").text(meta.table()).text("\" (").text(meta.columns());
-    sql.push(if owner.is_some() { ") SELECT " } else { ") VALUES (" });
+    sql.push(if owners.is_empty() { ") VALUES (" } else { ") SELECT " });
     for (i, value) in values.into_iter().enumerate() {
         if i > 0 {
             sql.push(", ");
         }
         sql.bind(value);
     }
-    let (Some((owner, dialect)), Some(base)) = (owner, row.base().owned()) else {
+    if owners.is_empty() {
         sql.push(")");
         return sql;
-    };
-    sql.push(" FROM \"").push(owner.table()).push("\" WHERE \"id\" = ").bind(&base.user_id);
-    if owner.has("deleted") {
-        sql.push(" AND \"deleted\" = FALSE");
+    }
+    for (i, (owner, _)) in owners.iter().enumerate() {
+        sql.push(if i == 0 { " FROM \"" } else { ", \"" }).push(owner.table()).push("\"");
+    }
+    for (i, (owner, id)) in owners.iter().enumerate() {
+        sql.push(if i == 0 { " WHERE \"" } else { " AND \"" })
+            .push(owner.table())
+            .push("\".\"id\" = ")
+            .bind(*id);
+        if owner.has("deleted") {
+            sql.push(" AND \"").push(owner.table()).push("\".\"deleted\" = FALSE");
+        }
     }
     sql.push(dialect.for_key_share());
     sql

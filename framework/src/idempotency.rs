@@ -12,11 +12,12 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
 
 use crate::auth::UserCred;
 use crate::ctx::{Ctx, Tx};
-use crate::db::{self, Sql};
+use crate::db::{self, Cost, Sql};
 use crate::dispatch::{Made, Reply};
 use crate::{Error, Kind, Result};
 
@@ -42,6 +43,13 @@ struct Kept {
     location: Option<String>,
     version: Option<i64>,
     created_at: i64,
+}
+
+impl Kept {
+    /// Whether it is young enough to count.
+    fn holds(&self, now: DateTime<Utc>) -> bool {
+        self.created_at >= now.timestamp_micros() - KEPT
+    }
 }
 
 impl Key {
@@ -79,6 +87,17 @@ impl Key {
         let made = work(tx)?;
         self.keep(tx, &made)?;
         Ok((made, false))
+    }
+
+    /// What was answered under the key, for those who do more than the work
+    /// before it: asking webhooks. Claiming comes later all the same.
+    pub(crate) async fn answered(&self, ctx: &Ctx) -> Result<Option<Made>> {
+        let key = self.clone();
+        let done = ctx.read(Cost::Bounded, move |tx| {
+            let kept = key.find(tx)?.filter(|it| it.holds(tx.now()));
+            kept.map(|it| key.answer(it)).transpose()
+        });
+        Ok(done.await?.value)
     }
 
     /// Does the work once, outside of any transaction. It goes on to its end
@@ -127,7 +146,7 @@ impl Key {
                 return Ok(None);
             }
             let Some(kept) = self.find(tx)? else { continue };
-            if kept.created_at >= now.timestamp_micros() - KEPT {
+            if kept.holds(now) {
                 return self.answer(kept).map(Some);
             }
             self.release(tx)?;

@@ -37,7 +37,7 @@ pub mod webhook;
 pub mod worker;
 
 pub use cache::Rows;
-pub use ctx::{Core, Ctx, Tx, new_id, now};
+pub use ctx::{Core, Ctx, Prepared, Tx, new_id, now};
 pub use error::{Error, FieldError, Kind, Result};
 pub use oplog::before;
 pub use podyard_macros::{Columns, Resource, actions, stages};

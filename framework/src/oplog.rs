@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use crate::Result;
 use crate::auth::Access;
 use crate::ctx::{Ctx, Tx, new_id, snapshot, values as values_of};
-use crate::db::{self, Dialect, Sql, Value};
+use crate::db::{self, ColumnType, Dialect, Sql, Value};
 use crate::model::{Base, Field, Meta, Record};
 
 impl Tx<'_> {
@@ -22,8 +22,22 @@ impl Tx<'_> {
         self.tell(row, action, changes)
     }
 
-    /// Appends a record for each living row of a table that is about to go.
-    pub(crate) fn log_all_deleted(&mut self, keyword: &str, table: &str, owned: bool) -> Result<()> {
+    /// Appends the record of a change for the owner whose row it was until then,
+    /// who is told of it and finds it in the audit, but does not see the row any
+    /// more; `left` is the row as theirs.
+    pub(crate) fn log_left<T: Record>(&mut self, left: &T, action: &str, notes: String) -> Result<()> {
+        self.append(T::meta(), left.base(), action, notes)
+    }
+
+    /// Appends a record for each living row of a table that is about to go, with
+    /// the values of these columns; `true`: of those that nobody may read.
+    pub(crate) fn log_all_deleted(
+        &mut self,
+        keyword: &str,
+        table: &str,
+        owned: bool,
+        columns: &[(&str, ColumnType, bool)],
+    ) -> Result<()> {
         let owners = if owned { "\"domain_id\", \"project_id\", \"user_id\"" } else { "'', '', ''" };
         let living = if owned { " WHERE \"deleted\" = FALSE" } else { "" };
         let now = self.now();
@@ -39,7 +53,23 @@ impl Tx<'_> {
         // One row each, and no id of a row comes twice.
         sql.push(", 'drop-' || \"id\", ");
         sql.bind(self.ctx.client_ip().map_or_else(String::new, |ip| ip.to_string()));
-        sql.push(format!(", '{{}}' FROM \"{table}\"{living}"));
+        sql.push(", '{\"id\":{\"old\":\"' || \"id\" || '\"}'");
+        let postgres = self.conn.dialect() == Dialect::Postgres;
+        for (name, column, secret) in columns {
+            if *name == "id" || is_clockwork(name) {
+                continue;
+            }
+            let value = match column {
+                _ if *secret => "'\"***\"'".to_owned(),
+                ColumnType::Bool => format!("CASE WHEN \"{name}\" THEN 'true' ELSE 'false' END"),
+                _ if postgres => format!("to_json(\"{name}\")::text"),
+                _ => format!("json_quote(\"{name}\")"),
+            };
+            sql.push(format!(
+                " || CASE WHEN \"{name}\" IS NULL THEN '' ELSE ',\"{name}\":{{\"old\":' || {value} || '}}' END"
+            ));
+        }
+        sql.push(format!(" || '}}' FROM \"{table}\"{living}"));
         db::execute(self.conn, &sql)?;
         Ok(())
     }
@@ -144,7 +174,7 @@ fn changes<T: Record>(row: &T, before: Option<&[Value<'_>]>, ends: bool) -> Stri
     let mut out = Vec::with_capacity(512);
     out.push(b'{');
     for (i, (field, value)) in T::meta().stored().zip(values_of(row)).enumerate() {
-        if is_clockwork(field) {
+        if is_clockwork(field.name) {
             continue;
         }
         let old = before.and_then(|values| values.get(i));
@@ -193,8 +223,8 @@ fn write_json(out: &mut Vec<u8>, field: &Field, value: &Value<'_>) {
 }
 
 /// Whether every write changes it, so that it tells nothing.
-fn is_clockwork(field: &Field) -> bool {
-    matches!(field.name, "version" | "updated_at" | "created_at" | "deleted_at")
+fn is_clockwork(name: &str) -> bool {
+    matches!(name, "version" | "updated_at" | "created_at" | "deleted_at")
 }
 
 /// Notes with one more member: what hangs on the row and is no column of it.

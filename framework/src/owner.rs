@@ -89,7 +89,10 @@ fn resolve(tx: &mut Tx<'_>, meta: &Meta, asked: &OwnerInput, from: Ids) -> Resul
     if let Some(user) = &asked.user_id {
         to.user_id.clone_from(user);
         if let Some((of, project)) = owner_of(tx, "user", user)? {
-            if has("project_id") && asked.project_id.is_none() && !project.is_empty() {
+            if has("project_id") && !project.is_empty() {
+                if asked.project_id.as_ref().is_some_and(|it| *it != project) {
+                    return Err(Error::field("project_id", "is not the project of that user"));
+                }
                 to.project_id = project;
                 domain = Some(of);
             } else if !has("project_id") {
@@ -203,8 +206,6 @@ fn change_owner(row: &mut dyn AnyRow, tx: &mut Tx<'_>, input: &ActionInput) -> R
     // Who makes rows for the new owner waits, so that what the hook counts holds.
     tx.lock(&lock_of(meta, to.as_owner()))?;
     row.validate_change_owner(tx, to.as_owner())?;
-    let before = row.values();
-    row.base_mut().set_owner(to.as_owner());
-    row.save(tx, "change-owner", &before, None)?;
+    row.give(tx, "change-owner", to.as_owner())?;
     Ok(ActionOutput::Row)
 }

@@ -113,6 +113,14 @@ pub(crate) fn describe<T: Record>(tx: &mut Tx<'_>, rows: &[T], extra: &mut [Extr
     Ok(())
 }
 
+/// Removes the shares of a row.
+pub(crate) fn forget(tx: &mut Tx<'_>, keyword: &str, id: &str) -> Result<()> {
+    let mut sql = Sql::new("DELETE FROM \"shared_resources\" WHERE \"obj_type\" = ").value(keyword);
+    sql.push(" AND \"obj_id\" = ").bind(id);
+    db::execute(tx.conn, &sql)?;
+    Ok(())
+}
+
 /// Checks the input and makes the targets of it.
 fn targets(tx: &mut Tx<'_>, row: &dyn AnyRow, input: PublicInput) -> Result<Vec<String>> {
     let unwanted = |name: &str, list: &[String], scope: &str| {
@@ -218,9 +226,7 @@ fn share(
     sharing.is_public = !targets.is_empty();
     scope.clone_into(&mut sharing.public_scope);
     let (keyword, id) = (row.meta().keyword(), row.id().to_owned());
-    let mut sql = Sql::new("DELETE FROM \"shared_resources\" WHERE \"obj_type\" = ").value(keyword);
-    sql.push(" AND \"obj_id\" = ").bind(&id);
-    db::execute(tx.conn, &sql)?;
+    forget(tx, keyword, &id)?;
     let mut sql = Sql::new("INSERT INTO \"shared_resources\" (\"obj_type\", \"obj_id\", \"target\") VALUES ");
     for (i, target) in targets.iter().enumerate() {
         sql.push(if i == 0 { "(" } else { ", (" }).bind(keyword).push(", ").bind(&id);

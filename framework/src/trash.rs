@@ -17,6 +17,9 @@ use crate::registry::Type;
 use crate::webhook::admit;
 use crate::{Error, Kind, Nothing, Result};
 
+/// What the log calls the first delete of a row, which is a mark.
+pub(crate) const PENDING_DELETE: &str = "pending-delete";
+
 /// The one action that what is marked takes.
 pub(crate) const UNDELETE: &str = "undelete";
 
@@ -50,7 +53,7 @@ pub(crate) fn mark<T: Record>(tx: &mut Tx<'_>, row: &mut T) -> Result<bool> {
         Some(trash) => *trash = Trash { pending_deleted: true, pending_deleted_at: Some(now) },
     }
     tx.expect_unused(T::meta(), &row.base().anon().id)?;
-    tx.save_and_log(row, "pending-delete", &before)?;
+    tx.save_and_log(row, PENDING_DELETE, &before)?;
     Ok(true)
 }
 

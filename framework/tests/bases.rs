@@ -79,6 +79,9 @@ pub struct Server {
 pub struct Network {
     /// Name, status and domain.
     pub base: DomainBase,
+    /// Can be shared, and goes for good when it is deleted.
+    #[mixin]
+    pub sharing: Sharing,
 }
 
 /// A key of a user.
@@ -177,7 +180,8 @@ fn tables() -> String {
          CREATE INDEX servers_domain ON servers (domain_id);
          CREATE INDEX servers_trash ON servers (pending_deleted_at, id) WHERE pending_deleted = TRUE;
          CREATE UNIQUE INDEX servers__external_id_key ON servers (external_id);
-         CREATE TABLE networks ({status}, domain_id TEXT NOT NULL); {}
+         CREATE TABLE networks ({status}, domain_id TEXT NOT NULL, is_public BOOLEAN NOT NULL,
+            public_scope TEXT NOT NULL); {}
          CREATE INDEX networks_status ON networks (status); CREATE INDEX networks_domain ON networks (domain_id);
          CREATE TABLE keys ({status}, domain_id TEXT NOT NULL, user_id TEXT NOT NULL); {}
          CREATE INDEX keys_status ON keys (status); CREATE INDEX keys_domain ON keys (domain_id);
@@ -547,7 +551,8 @@ fn owners_change() {
         );
         house.get(ANN, &format!("/servers/{id}")).await.no(404, "ResourceNotFoundError");
         house.get(BOB, &format!("/servers/{id}")).await.ok(200);
-        assert_eq!(house.log("change-owner").await, 1);
+        // One record for each of the two owners.
+        assert_eq!(house.log("change-owner").await, 2);
         // A domain's and a user's.
         house.post(BOSS, "/networks", json!({"name": "lan"})).await.ok(201);
         house
@@ -995,6 +1000,21 @@ fn tags_hang_on_rows_and_go_with_them() {
         house.delete(ANN, &path).await.ok(200);
         // The share stays, so that those it was shared with hear of it.
         assert_eq!(house.statement::<(i64, i64)>(left).await[0], (0, 1));
+    });
+}
+
+#[::core::prelude::v1::test]
+fn shares_go_with_rows_that_go_for_good() {
+    each(|house| async move {
+        house.post(BOSS, "/networks", json!({"name": "n"})).await.ok(201);
+        house.post(BOSS, "/networks", json!({"name": "other"})).await.ok(201);
+        for name in ["n", "other"] {
+            house.post(BOSS, &format!("/networks/{name}/public"), json!({"scope": "domain"})).await.ok(200);
+        }
+        let shares = "SELECT COUNT(*) FROM shared_resources";
+        assert_eq!(house.statement::<(i64,)>(shares).await[0], (2,));
+        house.delete(BOSS, "/networks/n").await.ok(200);
+        assert_eq!(house.statement::<(i64,)>(shares).await[0], (1,));
     });
 }
 

@@ -17,6 +17,28 @@ on_each_database!(
     an_export_that_fails_is_broken_off,
 );
 
+/// The socket's own matter, so on one database: a client that takes nothing
+/// for a minute is let go, whatever was still to be sent.
+#[cfg(target_os = "linux")]
+#[test]
+fn who_takes_nothing_is_let_go() {
+    let house = House::new(Kind::Sqlite);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    fill(&house, 20_000);
+    let stream = stalled(&admin, "/specs?export=csv");
+    // The server's end of it, as the kernel lists it: both ports, in hex.
+    let (here, there) = (stream.local_addr().unwrap().port(), stream.peer_addr().unwrap().port());
+    let is_open = || {
+        let all = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        all.lines().any(|it| it.contains(&format!(":{there:04X} 0100007F:{here:04X} 01 ")))
+    };
+    assert!(is_open());
+    crate::harness::until("the connection is ended", Duration::from_secs(120), || (!is_open()).then_some(()));
+    drop(stream);
+    admin.get("/specs?limit=1").expect(200);
+}
+
 /// The cells of a file of CSV.
 fn cells(text: &str) -> Vec<Vec<String>> {
     let mut rows = vec![vec![String::new()]];

@@ -25,6 +25,9 @@ on_each_database!(
     what_is_kept_no_longer_is_gone,
     what_cannot_be_watched_is_refused,
     one_user_cannot_take_all_streams,
+    what_is_given_away_is_told_to_both,
+    what_stands_below_another_row_is_watched_there,
+    a_place_in_another_log_is_none_in_this,
 );
 
 /// Generous: the machine may be slow, and other tests write to the same PostgreSQL.
@@ -134,7 +137,7 @@ impl Watch {
     fn find(&self, name: &str, wanted: impl Fn(&Event) -> bool) -> Event {
         loop {
             let event = self.next().expect("the stream has ended");
-            if event.name == name && wanted(&event) {
+            if wanted(&event) && event.name == name {
                 return event;
             }
         }
@@ -494,7 +497,10 @@ fn two_servers_and_many_writers_lose_nothing(kind: Kind) {
     for ids in &stories {
         let order: Vec<(i64, i64)> = ids
             .iter()
-            .map(|it| it.split_once('-').map(|(a, b)| (a.parse().unwrap(), b.parse().unwrap())).unwrap())
+            .map(|it| {
+                let parts: Vec<_> = it.split('-').collect();
+                (parts[0].parse().unwrap(), parts[1].parse().unwrap())
+            })
             .collect();
         assert!(order.windows(2).all(|it| it[0] < it[1]), "{order:?}");
     }
@@ -661,4 +667,83 @@ fn one_user_cannot_take_all_streams(kind: Kind) {
         (open.parse::<f64>().unwrap() < 50.0).then_some(())
     });
     Watch::open(&ann, "/spaces?watch=true", None).ready();
+}
+
+fn what_is_given_away_is_told_to_both(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    let (ann, bob, eve) = (admin.member("ann"), admin.member("bob"), admin.member("eve"));
+    let [hers, his, strange, all] = [&ann, &bob, &eve, &admin].map(|it| {
+        let watch = Watch::open(it, "/spaces?watch=true", None);
+        watch.ready();
+        watch
+    });
+    let id = ann.space("given", "files");
+    for watch in [&hers, &all] {
+        watch.expect("created", &id);
+    }
+    admin.post(&format!("/spaces/{id}/change-owner"), &json!({"user_id": bob.user_id()})).expect(200);
+    let left = hers.expect("deleted", &id);
+    assert_eq!(left.data["space"], json!({"id": id, "name": "given"}));
+    assert_eq!(left.data["action"], "change-owner");
+    let come = his.expect("updated", &id);
+    assert_eq!(come.data["space"]["user_id"], bob.user_id());
+    let seen = all.expect("updated", &id);
+    assert_eq!(seen.data["space"]["user_id"], bob.user_id());
+    // What happens to it from now on is his alone.
+    rename(&bob, &id, "his");
+    his.expect("updated", &id);
+    let mark = ann.space("mark", "files");
+    hers.expect("created", &mark);
+    let mark = eve.space("mark", "files");
+    strange.expect("created", &mark);
+}
+
+fn what_stands_below_another_row_is_watched_there(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    let (ann, bob) = (admin.member("ann"), admin.member("bob"));
+    let (mine, other) = (admin.template("Mine", &["x"]), admin.template("Other", &["x"]));
+    let there = ann.space("there", &mine);
+    let watch = Watch::open(&ann, &format!("/templates/{mine}/spaces?watch=true&initial=true"), None);
+    watch.expect("existing", &there);
+    watch.ready();
+    let (elsewhere, his) = (ann.space("elsewhere", &other), bob.space("his", &mine));
+    let new = ann.space("new", &mine);
+    watch.find("created", |it| {
+        // Of what is hers and not below it at most that it is not there.
+        let id = &it.data["space"]["id"];
+        assert!(*id != json!(his) && (*id != json!(elsewhere) || it.name == "deleted"), "{it:?}");
+        *id == json!(new)
+    });
+    ann.delete(&format!("/spaces/{there}")).expect(200);
+    watch.find("deleted", |it| it.data["space"]["id"] == json!(there));
+    // One row, too.
+    let one = Watch::open(&ann, &format!("/templates/{mine}/spaces/{new}?watch=true"), None);
+    one.ready();
+    rename(&ann, &new, "newer");
+    one.expect("updated", &new);
+    // The path is checked as for a list.
+    ann.get("/templates/none/spaces?watch=true").refused(404, "ResourceNotFoundError");
+}
+
+fn a_place_in_another_log_is_none_in_this(kind: Kind) {
+    let (one, two) = (House::new(kind), House::new(kind));
+    let (here, there) = (one.serve(&[]), two.serve(&[]));
+    let (here, there) = (here.admin(), there.admin());
+    for i in 0..3 {
+        here.space(&format!("s{i}"), "files");
+        there.space(&format!("s{i}"), "files");
+    }
+    let place = Watch::open(&here, "/spaces?watch=true", None).ready();
+    let again = Watch::open(&here, "/spaces?watch=true", Some(&place));
+    again.ready();
+    there.get(&format!("/spaces?watch=true&since={place}")).refused(410, "EventsExpiredError");
+    let headers = [("Last-Event-ID", place.as_str())];
+    there.send("GET", "/spaces?watch=true", &headers, None).refused(410, "EventsExpiredError");
+    // It is the log's own, not the process's.
+    let server = one.serve(&[]);
+    Watch::open(&here.at(&server.base), "/spaces?watch=true", Some(&place)).ready();
 }

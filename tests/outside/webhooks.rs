@@ -31,6 +31,8 @@ on_each_database!(
     addresses_of_the_clouds_secrets_are_refused,
     a_second_server_asks_too,
     no_webhook_costs_nothing,
+    who_was_asked_is_not_asked_again_under_the_same_key,
+    events_that_never_come_are_refused,
 );
 
 /// Long enough for a slow machine.
@@ -642,4 +644,69 @@ fn no_webhook_costs_nothing(kind: Kind) {
     hook(&admin, "event", &receiver.url(), "thing", &["deleted", "before_delete"]);
     assert_eq!(cost("b"), before);
     assert!(receiver.told().is_empty());
+}
+
+fn who_was_asked_is_not_asked_again_under_the_same_key(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    define(&admin);
+    let allow = Arc::new(AtomicBool::new(true));
+    let allows = allow.clone();
+    let receiver = Receiver::new(move |_| {
+        Does::Answer(200, json!({"allowed": allows.load(Ordering::SeqCst), "message": "no"}))
+    });
+    hook(&admin, "gate", &receiver.url(), "thing", &["before_create"]);
+    hook(&admin, "switch", &receiver.url(), "template", &["before_disable"]);
+    let send = |path: &str, body: &Value| {
+        let headers = [("Content-Type", "application/json"), ("Idempotency-Key", path)];
+        admin.send("POST", path, &headers, Some(body.to_string().as_bytes()))
+    };
+    let asks = [("/things", json!({"name": "a"}), 201), ("/templates/files/disable", json!({}), 200)];
+    let first: Vec<_> = asks.iter().map(|(path, body, status)| send(path, body).expect(*status)).collect();
+    assert_eq!(receiver.told().len(), 2);
+    allow.store(false, Ordering::SeqCst);
+    for ((path, body, status), first) in asks.iter().zip(first) {
+        let again = send(path, body).expect(*status);
+        assert_eq!((again.header("idempotency-replayed"), again.text()), ("true", first.text()), "{path}");
+        // Another request under that key is told so, and another key is asked for.
+        send(path, &json!({"name": "b"})).refused(422, "IdempotencyKeyReusedError");
+    }
+    assert_eq!(receiver.told().len(), 2);
+    admin.post("/things", &json!({"name": "c"})).refused(403, "AdmissionRefusedError");
+}
+
+fn events_that_never_come_are_refused(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    define(&admin);
+    let create = |resource: &str, events: &[&str]| {
+        let name = format!("w {resource} {}", events.join(" "));
+        let fields =
+            json!({"name": name, "url": "http://127.0.0.1:9/", "resource": resource, "events": events});
+        admin.post("/webhooks", &body("webhook", fields))
+    };
+    for (resource, event, possible) in [
+        ("thing", "creatd", "created"),
+        ("thing", "start", "before_metadata"),
+        ("space", "before_created", "before_create"),
+        ("space", "before_space-start", "space-start"),
+        ("*", "create", "before_start"),
+    ] {
+        let answer = create(resource, &["updated", event]).refused(400, "InputParameterError");
+        assert_eq!(answer.blamed(), ["events"], "{resource} {event}");
+        assert!(answer.text().contains(possible), "{}", answer.text());
+    }
+    for (resource, events) in [
+        (
+            "thing",
+            &["created", "updated", "deleted", "before_delete", "change-owner", "before_change-owner"][..],
+        ),
+        ("space", &["start", "before_start", "space-start", "died", "metadata"]),
+        ("user", &["password", "reset-password", "before_password", "enable"]),
+        ("*", &["start", "created", "before_update"]),
+    ] {
+        create(resource, events).expect(201);
+    }
 }

@@ -8,6 +8,7 @@ use crate::ctx::{Tx, snapshot};
 use crate::db::Value;
 use crate::model::builtin::entry;
 use crate::model::{AnyRow, Base, Manager, Meta, Mode, Owner, fill};
+use crate::oplog;
 use crate::webhook::expect_admitted;
 
 /// The only implementor: a trait's blanket implementation would give every
@@ -43,6 +44,15 @@ impl<T: Manager> AnyRow for Typed<'_, T> {
         more: Option<(&str, serde_json::Value)>,
     ) -> Result<()> {
         tx.save_noted(self.0, action, before, more)
+    }
+
+    fn give(&mut self, tx: &mut Tx<'_>, action: &str, to: Owner<'_>) -> Result<()> {
+        let before = snapshot(self.0);
+        let mut left = self.0.clone();
+        self.0.base_mut().set_owner(to);
+        tx.save_and_log(self.0, action, &before)?;
+        left.base_mut().anon_mut().version = self.0.base().anon().version;
+        tx.log_left(&left, action, oplog::notes(self.0, Some(&before)))
     }
 
     fn set(

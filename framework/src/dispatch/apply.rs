@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use super::any_row::Typed;
 use super::pipeline::{change, check_references, create, find, reply};
-use super::{Reply, Shown, batch};
+use super::{Reply, Shown, batch, merge};
 use crate::auth::Access;
 use crate::ctx::{Tx, values};
 use crate::model::{Entries, Input as _, JsonObject, Manager, Mode, Scope};
@@ -55,7 +55,9 @@ pub(super) fn apply<T: Manager>(tx: &mut Tx<'_>, body: &[u8]) -> Result<Reply> {
     tx.remember(&row);
     let mut entries = entries;
     let tags = tags::take(tx, meta, &mut entries)?;
-    let changes = differences(&row, &entries, tx.level())?;
+    // What is there already passes, even where a rule has become stricter since.
+    let changed = merge::without_unchanged(tx, &row, &entries)?;
+    let changes = differences(&row, &changed, tx.level())?;
     if !changes.is_empty() {
         let mut input = T::Update::default();
         crate::model::fill(meta, &changes, tx.level(), Mode::Update, &mut input)?;

@@ -157,8 +157,8 @@ impl Rows {
 pub(crate) enum Each {
     /// A change with this body.
     Update(Vec<u8>, bool),
-    /// A delete.
-    Delete,
+    /// A delete; whether it is for good where there is a trash.
+    Delete(bool),
     /// An action.
     Act(&'static Action, ActionInput),
 }
@@ -178,7 +178,7 @@ pub(crate) fn each(
         let result = if found.contains(id) {
             tx.savepoint(|tx| match work {
                 Each::Update(body, patch) => handler.update(tx, id, body, &IfMatch::Any, *patch),
-                Each::Delete => handler.delete(tx, id, &IfMatch::Any, false),
+                Each::Delete(purge) => handler.delete(tx, id, &IfMatch::Any, *purge),
                 Each::Act(action, input) => handler.act(tx, id, action, input, &IfMatch::Any),
             })?
         } else {

@@ -40,13 +40,15 @@ impl Place {
     /// The beginning.
     #[must_use]
     pub fn start(request: &ListRequest) -> Self {
-        Self { first: true, after: request.start().map(Into::into), left: request.wanted }
+        Self { first: true, after: None, left: request.wanted }
     }
 }
 
 pub(super) fn chunk<T: Manager>(tx: &mut Tx<'_>, request: &ListRequest, place: &Place) -> Result<Chunk> {
     let limit = place.left.map_or(ROWS, |left| left.min(ROWS));
-    let select = request.select_after::<T>(tx, place.after.as_deref(), limit)?;
+    let start = if place.first { request.start::<T>(tx)? } else { None };
+    let after = start.as_deref().or(place.after.as_deref());
+    let select = request.select_after::<T>(tx, after, limit)?;
     let rows = lists::rows(tx, request, select)?;
     let extra = lists::extras(tx, request, &rows)?;
     let mut body = Vec::with_capacity(512 * rows.len() + 256);

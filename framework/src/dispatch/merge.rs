@@ -8,6 +8,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::auth::Access;
+use crate::ctx::Tx;
 use crate::db::ColumnType;
 use crate::model::{Columns, Entries, Field, JsonObject, Manager, Meta};
 use crate::{Error, Result};
@@ -30,6 +31,29 @@ fn json_of<T: Columns>(row: &T, at: usize, name: &str) -> Result<Box<RawValue>> 
     let inner = out.get(name.len() + 4..out.len() - 1).unwrap_or_default();
     let text = String::from_utf8(inner.to_vec()).map_err(Error::internal)?;
     RawValue::from_string(text).map_err(Error::internal)
+}
+
+/// The members that differ from what the row holds, as far as the caller sees it.
+pub(super) fn without_unchanged<'a, T: Manager>(
+    tx: &Tx<'_>,
+    row: &T,
+    entries: &Entries<'a>,
+) -> Result<Entries<'a>> {
+    let mask = T::meta().get_mask(tx.level());
+    let mut changed = Entries::new();
+    for (key, value) in entries {
+        let same = match stored(T::meta(), key).filter(|(at, _)| mask >> at & 1 == 1) {
+            Some((at, field)) => {
+                let (is, asked) = (json_of(row, at, field.name)?, serde_json::from_str::<Value>(value.get()));
+                serde_json::from_str::<Value>(is.get()).ok() == asked.ok()
+            }
+            None => false,
+        };
+        if !same {
+            changed.push((key.clone(), *value));
+        }
+    }
+    Ok(changed)
 }
 
 /// `null` takes a member away: a field that cannot be null goes back to its

@@ -14,7 +14,7 @@ pub(crate) use batch::{Each, Rows, apply as apply_each, bodies, each, narrows};
 pub use batch::{MOST_CREATED, MOST_ROWS, Part};
 pub use export::{Chunk, Place};
 
-pub(crate) use pipeline::{describe, enveloped, narrow, write_row};
+pub(crate) use pipeline::{describe, enveloped, narrow, visible, write_row};
 
 use std::any::{Any, TypeId};
 use std::marker::PhantomData;
@@ -22,7 +22,7 @@ use std::marker::PhantomData;
 use crate::ctx::Tx;
 use crate::db::Sql;
 use crate::event::{Change, Told, Watched, rows};
-use crate::model::{Action, ActionInput, Manager, Meta};
+use crate::model::{Action, ActionInput, Manager, Meta, Prepare};
 use crate::query::{ListRequest, Visible};
 use crate::quota::QuotaUse;
 use crate::{Error, Result};
@@ -204,6 +204,14 @@ pub trait ResourceHandler: Send + Sync {
     fn takes_force(&self) -> bool {
         false
     }
+    /// What is to be done before a create's transaction.
+    fn prepare(&self) -> Option<Prepare> {
+        None
+    }
+    /// What its log has beside the usual: [`Manager::EVENTS`].
+    fn events(&self) -> &'static [&'static str] {
+        &[]
+    }
     /// Whether the caller may refer to that row.
     ///
     /// # Errors
@@ -351,6 +359,14 @@ impl<T: Manager> ResourceHandler for Handler<T> {
 
     fn takes_force(&self) -> bool {
         T::FORCE
+    }
+
+    fn prepare(&self) -> Option<Prepare> {
+        T::PREPARE
+    }
+
+    fn events(&self) -> &'static [&'static str] {
+        T::EVENTS
     }
 
     fn exists(&self, tx: &mut Tx<'_>, id: &str) -> Result<bool> {

@@ -4,6 +4,7 @@
 use super::any_row::Typed;
 use super::{Handler, IfMatch, Part, Reply, Shown, merge};
 use crate::ctx::{Tx, values};
+use crate::http::route::hides;
 use crate::model::{
     Action, ActionInput, ActionKind, ActionOutput, Entries, Extra, Input as _, JsonObject, Manager, Meta,
     Mode, Record, Run,
@@ -64,6 +65,11 @@ pub(crate) fn describe<T: Manager>(tx: &mut Tx<'_>, rows: &[T], extra: &mut [Ext
 /// What the path and the type's hook leave of the rows that a caller may see.
 pub(crate) fn narrow<T: Manager>(tx: &mut Tx<'_>, select: &mut Select<T>) -> Result<()> {
     context::narrow(tx, select)?;
+    visible(tx, select)
+}
+
+/// What the type's hook leaves of the rows that a caller may see, wherever they stand.
+pub(crate) fn visible<T: Manager>(tx: &mut Tx<'_>, select: &mut Select<T>) -> Result<()> {
     context::both_sides(tx, select)?;
     T::list_item_filter(tx, select)
 }
@@ -165,6 +171,32 @@ pub(super) fn check_references(
     Ok(())
 }
 
+/// The same of an update: what stays as it is need not be one that the caller may see.
+pub(super) fn check_changed_references<T: Manager>(
+    tx: &mut Tx<'_>,
+    row: &T,
+    entries: &Entries<'_>,
+) -> Result<()> {
+    let meta = T::meta();
+    if entries.iter().all(|(key, _)| meta.field(key).is_none_or(|f| f.references.is_none())) {
+        return Ok(());
+    }
+    let changed = merge::without_unchanged(tx, row, entries)?;
+    check_references(tx, meta, &changed, &mut Checked::new())
+}
+
+/// Refuses a name by which the row could not be had: something else stands at
+/// that path.
+fn expect_reachable<T: Manager>(tx: &Tx<'_>, row: &T) -> Result<()> {
+    let Some(name) = row.base().standalone().map(|it| it.name.as_str()) else { return Ok(()) };
+    let of = tx.ctx.core().registry.keyword(T::meta().keyword());
+    if of.is_some_and(|of| hides(of, name)) {
+        let text = format!("{name:?} is reserved: /{}/{name} is something else", T::meta().plural());
+        return Err(Error::field("name", text));
+    }
+    Ok(())
+}
+
 /// One new row, with all hooks but those for all rows of a request.
 fn make<T: Manager>(tx: &mut Tx<'_>, body: &[u8], checked: &mut Checked) -> Result<T> {
     let meta = T::meta();
@@ -181,6 +213,7 @@ fn make<T: Manager>(tx: &mut Tx<'_>, body: &[u8], checked: &mut Checked) -> Resu
     let mut row = T::from_create(&input);
     row.stamp(&tx.stamp());
     row.customize_create(tx, &input)?;
+    expect_reachable(tx, &row)?;
     tx.insert_and_log(&row, "create").map_err(|error| context::explain(meta, error))?;
     tags::attach(tx, &row, &tags)?;
     row.post_create(tx, &input)?;
@@ -267,8 +300,19 @@ pub(super) fn update<T: Manager>(
         entries[*i].1 = value;
     }
     let mut input = T::Update::default();
-    crate::model::fill(meta, &entries, tx.level(), Mode::Update, &mut input)?;
-    let mut row = find::<T>(tx, id, true)?;
+    let filled = crate::model::fill(meta, &entries, tx.level(), Mode::Update, &mut input);
+    let found = find::<T>(tx, id, true);
+    let mut row = match (found, filled) {
+        (Ok(row), Ok(())) => row,
+        // A rule may have become stricter than what is there.
+        (Ok(row), Err(_)) => {
+            let changed = merge::without_unchanged(tx, &row, &entries)?;
+            input = T::Update::default();
+            crate::model::fill(meta, &changed, tx.level(), Mode::Update, &mut input)?;
+            row
+        }
+        (Err(missing), filled) => return Err(filled.err().unwrap_or(missing)),
+    };
     known.check(meta.keyword(), id, row.base().anon().version)?;
     trash::expect_living(&row)?;
     context::contradicts(&entries, &context::members(tx, meta)?)?;
@@ -278,7 +322,7 @@ pub(super) fn update<T: Manager>(
             input.set(key, &value).map_err(|text| Error::field(key, text))?;
         }
     }
-    check_references(tx, meta, &entries, &mut Checked::new())?;
+    check_changed_references(tx, &row, &entries)?;
     change(tx, &mut row, &mut input, "update")?;
     reply(tx, &row, &Shown::default())
 }
@@ -297,6 +341,10 @@ pub(super) fn change<T: Manager>(
     row.pre_update(tx, input)?;
     let before = values(&old);
     if values(row) != before {
+        let name = |it: &T| it.base().standalone().map(|it| it.name.clone());
+        if name(row) != name(&old) {
+            expect_reachable(tx, row)?;
+        }
         tx.save_and_log(row, action, &before)?;
         row.post_update(tx, &old)?;
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{Notify, OnceCell, broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -76,6 +76,7 @@ struct Shared {
     by_user: Mutex<HashMap<String, usize>>,
     sent: AtomicU64,
     lag_us: AtomicI64,
+    log: OnceCell<Arc<str>>,
 }
 
 impl Feed {
@@ -91,6 +92,7 @@ impl Feed {
             by_user: Mutex::default(),
             sent: AtomicU64::new(0),
             lag_us: AtomicI64::new(0),
+            log: OnceCell::new(),
         }))
     }
 
@@ -104,6 +106,12 @@ impl Feed {
     #[must_use]
     pub fn watchers(&self) -> usize {
         self.0.watchers.load(Ordering::Relaxed)
+    }
+
+    /// What the log of the process's database is called.
+    pub(super) async fn log(&self, core: &Core) -> Result<Arc<str>> {
+        let ask = || async { Ok(core.db.write(None, store::name).await?.value.into()) };
+        self.0.log.get_or_try_init(ask).await.cloned()
     }
 
     /// Ends all streams, so that their clients go elsewhere, and takes no more.

@@ -7,9 +7,10 @@ use super::{Change, Position};
 use crate::Result;
 use crate::auth::UserCred;
 use crate::ctx::Tx;
-use crate::dispatch::{describe, narrow, write_row};
+use crate::dispatch::{describe, narrow, visible, write_row};
 use crate::model::{Extra, JsonObject, Manager, Meta};
 use crate::oplog::CREATE;
+use crate::owner;
 use crate::query::{ListRequest, Marked, Owner, Select, owner_of};
 
 /// A list, or one row, that somebody watches.
@@ -190,24 +191,30 @@ fn gone<T: Manager>(tx: &mut Tx<'_>, missing: &[&Change]) -> Result<HashSet<Stri
     }
     let ids = |of: &[&Change]| -> Vec<String> { of.iter().map(|it| it.obj_id.clone()).collect() };
     // Those that the caller may see, wherever they went: deleted, into the trash, out of the filter.
+    // Also those that are not below the path (any more).
     let mut select = Select::<T>::new().with_deleted().pending(Marked::Any);
-    narrow(tx, &mut select)?;
+    visible(tx, &mut select)?;
     let rows = select.is_in("id", [ids(&mine), ids(&maybe)].concat()).rows(tx)?;
     let mut gone: HashSet<String> = rows.iter().map(|row| row.base().anon().id.clone()).collect();
     let rest: Vec<&Change> = mine.into_iter().filter(|it| !gone.contains(&it.obj_id)).collect();
     if rest.is_empty() {
         return Ok(gone);
     }
-    // The others are hidden from the caller, or gone for good. Of those nothing
-    // is left to ask, so they are told only where the list hides nothing else.
+    // The others are hidden from the caller, given to somebody else, or gone for
+    // good. Nothing of the caller's is left to ask, so they are told only where
+    // the list hides nothing else.
     let any = Select::<T>::new().unscoped().with_deleted().pending(Marked::Any);
     let rows = any.is_in("id", ids(&rest)).rows(tx)?;
-    let hidden: HashSet<&str> = rows.iter().map(|row| row.base().anon().id.as_str()).collect();
+    let hidden: HashSet<&str> = rows
+        .iter()
+        .filter(|row| owner::owns(meta, row.base(), tx.cred()))
+        .map(|row| row.base().anon().id.as_str())
+        .collect();
     let mut filter = Select::<T>::new();
-    narrow(tx, &mut filter)?;
+    visible(tx, &mut filter)?;
     for change in rest {
-        let for_good = !hidden.contains(change.obj_id.as_str());
-        if for_good && filter.admits(&change.obj_id) {
+        let left = !hidden.contains(change.obj_id.as_str());
+        if left && filter.admits(&change.obj_id) {
             gone.insert(change.obj_id.clone());
         }
     }

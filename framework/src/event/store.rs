@@ -141,6 +141,18 @@ pub(super) fn waiting_since(conn: &mut AnyConnection, at: Position) -> Result<Op
     Ok(db::load_one::<(i64,)>(conn, sql)?.map(|(made_at,)| made_at))
 }
 
+/// What this log is called, so that nobody takes a position of another
+/// database for one of this: made up by whoever asks first.
+pub(super) fn name(conn: &mut AnyConnection) -> Result<String> {
+    let dialect = conn.dialect();
+    let mut sql = Sql::new(dialect.insert_new());
+    sql.push("\"feed_log\" (\"one\", \"name\") VALUES (1, ");
+    sql.bind(format!("{:08x}", rand::random::<u32>())).push(")").push(dialect.or_ignore());
+    db::execute(conn, &sql)?;
+    let found = db::load_one::<(String,)>(conn, Sql::new("SELECT \"name\" FROM \"feed_log\""))?;
+    found.map(|(name,)| name).ok_or_else(|| crate::Error::internal("the log has no name"))
+}
+
 /// What a position is to this log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
@@ -148,7 +160,7 @@ pub(super) enum Standing {
     Good,
     /// Records after it are kept no longer.
     Expired,
-    /// It is ahead of the log: of another database, or of one that was put back.
+    /// It is ahead of the log, which was put back from a copy.
     Ahead,
 }
 

@@ -19,12 +19,13 @@ use super::rows::PIECE;
 use super::store::{self, CHUNK, Standing};
 use super::{Change, Position, Told, Watched};
 use crate::auth::UserCred;
+use crate::context;
 use crate::ctx::Ctx;
 use crate::db::Cost;
 use crate::dispatch::{ResourceHandler, Shown};
 use crate::http::request::{query_params, segments};
 use crate::http::route::{Target, route};
-use crate::http::{App, address, authenticate, token};
+use crate::http::{App, address, authenticate, nested, token};
 use crate::model::Meta;
 use crate::query::{self, Params};
 use crate::{Error, Kind, Result, policy};
@@ -39,7 +40,14 @@ pub(crate) fn is_watch(req: &HttpRequest) -> bool {
 #[derive(Default)]
 struct Asked {
     initial: bool,
-    since: Option<Position>,
+    since: Option<Since>,
+}
+
+/// The id of an event of a stream: a place in a log, and which log's.
+struct Since {
+    at: Position,
+    /// Empty: of a server that did not tell yet.
+    log: String,
 }
 
 fn flag(key: &str, value: &str) -> Result<bool> {
@@ -50,8 +58,11 @@ fn flag(key: &str, value: &str) -> Result<bool> {
     }
 }
 
-fn position(name: &str, text: &str) -> Result<Position> {
-    text.parse().map_err(|()| Error::field(name, format!("{text:?} is not the id of an event of a stream")))
+fn position(name: &str, text: &str) -> Result<Since> {
+    let (at, log) = text.match_indices('-').nth(1).map_or((text, ""), |(i, _)| (&text[..i], &text[i + 1..]));
+    let wrong = || Error::field(name, format!("{text:?} is not the id of an event of a stream"));
+    let sane = log.len() <= 64 && log.bytes().all(|b| b.is_ascii_alphanumeric());
+    Ok(Since { at: at.parse().ok().filter(|_| sane).ok_or_else(wrong)?, log: log.to_owned() })
 }
 
 type Param<'a> = (Cow<'a, str>, Cow<'a, str>);
@@ -116,22 +127,33 @@ pub(crate) async fn open(
     let (handler, meta) = (of.handler, of.handler.meta());
     *resource = meta.plural();
     let verbs = meta.source.verbs;
+    let (target, within) = match target {
+        Target::Nested(target, within) => (*target, Some(within)),
+        target => (target, None),
+    };
     let (rank, verb, item) = match target {
         Target::List => (verbs.list, "list", None),
         Target::Get(item) => (verbs.get, "get", Some(item)),
         _ => return Err(nothing()),
     };
     policy::require(&cred, rank, &format!("to {verb} {}", meta.plural()))?;
+    if let Some(within) = &within {
+        nested::allowed(&app.core, of, within, &cred)?;
+    }
     if meta.source.unlogged {
         let text = format!("{} cannot be watched: their changes are not in the log", meta.plural());
         return Err(Error::field("watch", text).class("NotWatchableError"));
     }
     let (asked, rest) = asked(req, &params)?;
-    let ctx =
+    let mut ctx =
         Ctx::new(app.core.clone(), cred.clone(), id).from_address(address(req, app.options.trust_forwarded));
+    if let Some(within) = within {
+        ctx = ctx.within(within);
+    }
     let watched = watched(&ctx, handler, meta, item, &rest).await?;
     let (seat, batches) = app.core.feed.join(&cred.user_id)?;
-    let at = begin(&ctx, asked.since).await?;
+    let log = app.core.feed.log(&app.core).await?;
+    let at = begin(&ctx, asked.since.as_ref(), &log).await?;
     tracing::debug!(request_id = id, resource, user = cred.user_name, %at, "watch begins");
     let (out, pieces) = mpsc::channel(QUEUE);
     let stream = Stream {
@@ -140,6 +162,7 @@ pub(crate) async fn open(
         ctx,
         handler,
         watched: Arc::new(watched),
+        log,
         at,
         out,
         last: Instant::now(),
@@ -170,6 +193,10 @@ async fn watched(
 ) -> Result<Watched> {
     let level = ctx.cred().level;
     let Some(item) = item else {
+        if ctx.nested.is_some() {
+            // 404 of the row above, too.
+            ctx.read(Cost::Bounded, move |tx| context::members(tx, meta).map(|_| ())).await?;
+        }
         return Ok(Watched { request: query::parse(ctx, meta, params)?, only: None });
     };
     if let Some((key, _)) = params.iter().find(|(key, _)| key != "field") {
@@ -185,7 +212,13 @@ async fn watched(
 }
 
 /// Where the stream begins.
-async fn begin(ctx: &Ctx, since: Option<Position>) -> Result<Position> {
+async fn begin(ctx: &Ctx, since: Option<&Since>, log: &str) -> Result<Position> {
+    // The beginning is every log's.
+    if since.is_some_and(|it| it.log != log && it.at != Position::default()) {
+        // Of another database: its numbers say nothing here.
+        return Err(expired());
+    }
+    let since = since.map(|it| it.at);
     let done = ctx.read(Cost::Bounded, move |tx| match since {
         None => store::end(tx.conn),
         Some(since) => match store::standing(tx.conn, since)? {
@@ -209,6 +242,8 @@ struct Stream {
     ctx: Ctx,
     handler: &'static dyn ResourceHandler,
     watched: Arc<Watched>,
+    /// Which log it is.
+    log: Arc<str>,
     /// All changes up to here are told.
     at: Position,
     out: mpsc::Sender<web::Bytes>,
@@ -224,6 +259,11 @@ impl Stream {
         drop(seat);
     }
 
+    /// A position as the client is to name it.
+    fn id(&self, at: Position) -> String {
+        format!("{at}-{}", self.log)
+    }
+
     async fn follow(
         &mut self,
         batches: &mut broadcast::Receiver<Arc<Batch>>,
@@ -233,8 +273,10 @@ impl Stream {
         if asked.initial {
             self.existing().await?;
         }
-        let ready =
-            format!("retry: 2000\nid: {0}\nevent: ready\ndata: {{\"position\":\"{0}\"}}\n\n", self.at);
+        let ready = format!(
+            "retry: 2000\nid: {0}\nevent: ready\ndata: {{\"position\":\"{0}\"}}\n\n",
+            self.id(self.at)
+        );
         self.send(ready.into()).await?;
         if asked.since.is_some() {
             self.catch_up().await?;
@@ -249,7 +291,7 @@ impl Stream {
                 _ = check.tick() => self.check().await?,
                 () = sleep_until(self.last + options.heartbeat) => {
                     // The id moves on, so that a stream that nothing concerns does not expire.
-                    self.send(format!(": alive\nid: {}\n\n", self.at).into()).await?;
+                    self.send(format!(": alive\nid: {}\n\n", self.id(self.at)).into()).await?;
                 }
                 batch = batches.recv() => match batch {
                     Ok(batch) if batch.from > self.at => {
@@ -366,7 +408,7 @@ impl Stream {
         let mut piece = Vec::new();
         for it in told {
             if let Some(at) = it.at {
-                piece.extend_from_slice(format!("id: {at}\n").as_bytes());
+                piece.extend_from_slice(format!("id: {}\n", self.id(at)).as_bytes());
             }
             piece.extend_from_slice(format!("event: {}\ndata: ", it.event).as_bytes());
             piece.extend_from_slice(&it.data);

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use actix_web::body::{BodyStream, BoxBody, MessageBody as _};
-use actix_web::http::header::{self, HeaderMap};
 use actix_web::web::Bytes;
 
 use crate::Result;
@@ -17,18 +16,6 @@ pub(super) struct Export {
     pub(super) content_type: &'static str,
     pub(super) file: String,
     pub(super) body: BoxBody,
-}
-
-/// What the client wants of a list by its `Accept`, in the words of `export=`.
-pub(super) fn wanted(headers: &HeaderMap) -> Option<&'static str> {
-    let accept = headers.get(header::ACCEPT)?.to_str().ok()?;
-    // The first that can be had; who names several takes any of them.
-    accept.split(',').find_map(|it| match it.split(';').next().unwrap_or_default().trim() {
-        "text/csv" => Some(Some("csv")),
-        "application/x-ndjson" => Some(Some("ndjson")),
-        "application/json" | "application/*" | "*/*" => Some(None),
-        _ => None,
-    })?
 }
 
 /// Where a stream of pieces stands.

@@ -11,7 +11,7 @@ mod export;
 mod limit;
 mod manners;
 mod media;
-mod nested;
+pub(crate) mod nested;
 mod openapi;
 mod openapi_writes;
 mod problem;
@@ -31,6 +31,7 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpMessage as _, HttpRequest, HttpResponse, HttpResponseBuilder, web};
 
 use self::limit::Limits;
+use self::media::Media;
 use self::route::Target;
 use self::run::Answer;
 use crate::auth::UserCred;
@@ -372,11 +373,17 @@ async fn handle(
                 None => Err(error),
             }
         }
-        found => found.and_then(|found| Ok((found, media::accepted(req)?))),
+        found => found.and_then(|found| Ok((media::accepted(req, found.1.lists())?, found))),
     };
     let (of, target) = match found {
-        Ok((found, media)) => {
-            seen.media = media;
+        Ok((media, found)) => {
+            match media {
+                Media::Json(name) => seen.media = name,
+                Media::Export(format) if params.iter().all(|(key, _)| key != "export") => {
+                    params.push(("export".into(), format.into()));
+                }
+                Media::Export(_) => {}
+            }
             found
         }
         Err(error) => {
@@ -384,11 +391,6 @@ async fn handle(
             return Err(error);
         }
     };
-    if let (Target::List, Some(format)) = (&target, export::wanted(req.headers()))
-        && params.iter().all(|(key, _)| key != "export")
-    {
-        params.push(("export".into(), format.into()));
-    }
     if let Some(of) = of {
         seen.resource = of.handler.meta().plural();
     }

@@ -86,7 +86,7 @@ pub(super) fn route<'a>(
 
 /// Who asks for what stands below a row must be let see such rows, and the
 /// field that holds the way to them.
-pub(super) fn allowed(core: &Core, of: &Type, nested: &Nested, cred: &UserCred) -> Result<()> {
+pub(crate) fn allowed(core: &Core, of: &Type, nested: &Nested, cred: &UserCred) -> Result<()> {
     for (field, plural, _) in &nested.above {
         let above = core.registry.get(plural).map(|it| it.handler.meta());
         let above = above.ok_or_else(|| Error::internal(format!("there is no type {plural}")))?;

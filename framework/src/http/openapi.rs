@@ -477,11 +477,6 @@ fn type_paths(
         let mut it =
             operation(&format!("{plural}.delete"), plural, &format!("Delete a {keyword}"), ("200", row()));
         it["parameters"] = json!([if_match()]);
-        if meta.trash() {
-            let words = json!({"enum": ["true", "false"]});
-            let purge = parameter("purge", "query", false, words, "For good, not into the trash.");
-            it["parameters"] = json!([if_match(), purge]);
-        }
         item.insert("delete".into(), it);
     }
     if !class.is_empty() {

@@ -110,7 +110,8 @@ pub(super) fn add(of: &Type, name: &str, generator: &mut SchemaGenerator, paths:
             ActionKind::Property | ActionKind::Detail => continue,
         };
         if let Some(it) = paths.get_mut(&path).and_then(|path| path.get_mut("post")) {
-            parameters(it, "post", matches!(action.run, Run::Item(_) | Run::Class(_)));
+            let outside = matches!(action.run, Run::ItemAsync(_) | Run::ClassAsync(_));
+            parameters(it, "post", !outside);
         }
     }
     if let Some(patch) = paths.get_mut(&item).and_then(|path| path.get_mut("patch")) {
@@ -145,12 +146,27 @@ pub(super) fn add(of: &Type, name: &str, generator: &mut SchemaGenerator, paths:
         batch(&class, "delete", &id, format!("Delete many {plural}, each by itself"), None);
     }
     for action in of.actions.values() {
-        if action.kind == ActionKind::Item && matches!(action.run, Run::Item(_)) {
+        if action.kind == ActionKind::Item && matches!(action.run, Run::Item(_) | Run::AnyItem(_)) {
             let input = serde_json::to_value((action.input)(generator)).unwrap_or_default();
             let body = json!({"required": false, "content": {"application/json": {"schema": input}}});
             let (path, id) =
                 (format!("{class}/{}", action.name), format!("{plural}.perform.many.{}", action.name));
             batch(&path, "post", &id, format!("For many: {}", action.doc), Some(body));
+        }
+    }
+    // How a delete may go further.
+    let mut words = Vec::new();
+    if meta.trash() {
+        words.push(("purge", "For good, not into the trash."));
+    }
+    if of.handler.takes_force() {
+        words.push(("force", "Also what else would have to go first."));
+    }
+    for (word, doc) in words {
+        for path in [&class, &item] {
+            let all = paths.get_mut(path).and_then(|it| it.get_mut("delete")?["parameters"].as_array_mut());
+            let Some(all) = all.filter(|all| all.iter().all(|it| it["name"] != word)) else { continue };
+            all.push(parameter(word, "query", false, json!({"enum": ["true", "false"]}), doc));
         }
     }
     if verbs.create == Access::Never {

@@ -32,6 +32,24 @@ pub(crate) enum Target {
     Nested(Box<Target>, Nested),
 }
 
+impl Target {
+    /// Whether it is a list of rows, which can be exported.
+    pub(crate) fn lists(&self) -> bool {
+        match self {
+            Self::List => true,
+            Self::Nested(target, _) => target.lists(),
+            _ => false,
+        }
+    }
+}
+
+/// Whether `GET /<plural>/<name>` is something else than the row of that name.
+pub(crate) fn hides(of: &Type, name: &str) -> bool {
+    name == STATISTICS || of.actions.contains_key(&(ActionKind::Property, name))
+}
+
+const STATISTICS: &str = "statistics";
+
 /// Finds what the path means.
 pub(crate) fn route<'a>(
     core: &'a Core,
@@ -75,7 +93,7 @@ pub(crate) fn route<'a>(
         [_] => return Err(not_allowed("GET, POST, PUT, PATCH, DELETE")),
         [_, name] if read => match action(ActionKind::Property, name) {
             Some(found) => Target::Action(found, None),
-            None if name == "statistics" => Target::Statistics,
+            None if name == STATISTICS => Target::Statistics,
             None => Target::Get(name.to_string()),
         },
         [_, name] if *method == Method::POST => {

@@ -16,7 +16,7 @@ use crate::db::{Cost, Done, Lock};
 use crate::dispatch::{Each, IfMatch, Reply, ResourceHandler, Rows, Shown, apply_each, bodies, enveloped};
 use crate::model::{Action, ActionInput, ActionKind, ActionOutput, Meta, Owner, Run};
 use crate::registry::Type;
-use crate::webhook::{Admitted, admit};
+use crate::webhook::{Admitted, admit, asks};
 use crate::{Error, Result, policy, query};
 
 /// A parameter, decoded.
@@ -133,10 +133,15 @@ pub(super) async fn run(
             manner.only(params)?;
             let lock = class_lock(meta, &cred);
             let Some(bodies) = bodies(meta, &body)? else {
+                if let Some(answer) = answered(&ctx, meta, "create", &manner).await? {
+                    return Ok(answer);
+                }
                 let Admitted { ctx, body, .. } = admit(ctx, of, "create", None, body, IfMatch::Any).await?;
+                let ctx = prepared(ctx, handler, [&body[..]]).await?;
                 let work = move |tx: &mut Tx<'_>| Ok(write::row(meta, handler.create(tx, &body)?));
                 return write(&ctx, Some(lock), manner, work).await;
             };
+            let ctx = prepared(ctx, handler, bodies.iter().map(String::as_bytes)).await?;
             let work = move |tx: &mut Tx<'_>| {
                 let made = handler.create_many(tx, &bodies)?;
                 write::parts(tx, meta, made, |reply| write::row(meta, reply))
@@ -151,6 +156,10 @@ pub(super) async fn run(
             manner.only(params)?;
             let lock = class_lock(meta, &cred);
             let bodies = bodies(meta, &body)?;
+            let ctx = match &bodies {
+                None => prepared(ctx, handler, [&body[..]]).await?,
+                Some(bodies) => prepared(ctx, handler, bodies.iter().map(String::as_bytes)).await?,
+            };
             let work = move |tx: &mut Tx<'_>| match &bodies {
                 None => Ok(write::row(meta, handler.apply(tx, &body)?)),
                 Some(bodies) => {
@@ -165,6 +174,7 @@ pub(super) async fn run(
             allowed(verbs.create, "create")?;
             manner.only(params)?;
             let lock = class_lock(meta, &cred);
+            let ctx = prepared(ctx, handler, [&body[..]]).await?;
             let work = move |tx: &mut Tx<'_>| Ok(write::row(meta, handler.copy(tx, &id, &body)?));
             write(&ctx, Some(lock), manner, work).await
         }
@@ -197,7 +207,11 @@ pub(super) async fn run(
         Target::DeleteMany => {
             allowed(verbs.delete, "delete")?;
             expect_no_body(&body)?;
-            many(handler, &ctx, params, manner, Each::Delete).await
+            let words =
+                |key: &str| (key == "force" && handler.takes_force()) || (key == "purge" && meta.trash());
+            let (how, which): (Vec<_>, Vec<_>) = params.iter().cloned().partition(|(key, _)| words(key));
+            let (force, purge) = how_to_delete(handler, &how)?;
+            many(handler, &ctx.with_force(force), &which, manner, Each::Delete(purge)).await
         }
         Target::ActMany(action) => {
             allowed(action.access.unwrap_or(verbs.update), action.name)?;
@@ -227,6 +241,9 @@ pub(super) async fn run(
             }
             manner.only(params)?;
             let on_row = id.is_some();
+            if let Some(answer) = answered(&ctx, meta, action.name, &manner).await? {
+                return Ok(answer);
+            }
             let it = admit(ctx, of, action.name, id, body, manner.known.clone()).await?;
             let explain = Admitted::explain(it.is_pinned());
             let entries = crate::model::entries(&it.body, meta.keyword(), meta.plural())?;
@@ -235,6 +252,37 @@ pub(super) async fn run(
             act(of, action, on_row.then_some(it.id), it.ctx, input, manner).await.map_err(explain)
         }
     }
+}
+
+/// The request with what its type makes ready for a create. What is wrong with
+/// a body the create will say.
+async fn prepared(
+    ctx: Ctx,
+    handler: &'static dyn ResourceHandler,
+    bodies: impl IntoIterator<Item = &[u8]>,
+) -> Result<Ctx> {
+    let Some(prepare) = handler.prepare() else { return Ok(ctx) };
+    let meta = handler.meta();
+    let draft = |body| {
+        let entries = crate::model::entries(body, meta.keyword(), meta.plural()).ok()?;
+        let member = |(key, value): (std::borrow::Cow<'_, str>, &serde_json::value::RawValue)| {
+            Some((key.into_owned(), serde_json::from_str(value.get()).ok()?))
+        };
+        entries.into_iter().map(member).collect()
+    };
+    let drafts = bodies.into_iter().filter_map(draft).collect();
+    let made = prepare(ctx.clone(), drafts).await?;
+    Ok(ctx.with_prepared(made))
+}
+
+/// What was answered under the request's key: whoever was asked then need not
+/// be asked again. Where nobody is, the key is looked up where it is claimed.
+async fn answered(ctx: &Ctx, meta: &Meta, action: &str, manner: &Manner) -> Result<Option<Answer>> {
+    let Some(key) = manner.key.as_ref().filter(|_| !manner.dry_run && asks(ctx, meta, action)) else {
+        return Ok(None);
+    };
+    let made = key.answered(ctx).await?;
+    Ok(made.map(|made| write::answer(made, true, 1, Duration::ZERO)))
 }
 
 fn expect_no_body(body: &[u8]) -> Result<()> {
@@ -260,7 +308,7 @@ async fn many(
         let done = crate::dispatch::each(handler, tx, &rows, &each)?;
         let made = |reply| match each {
             Each::Act(..) => write::acted(reply),
-            Each::Update(..) | Each::Delete => write::row(meta, reply),
+            Each::Update(..) | Each::Delete(_) => write::row(meta, reply),
         };
         write::parts(tx, meta, done, made)
     };

@@ -139,11 +139,12 @@ pub fn read_query<T: DeserializeOwned + JsonSchema>(input: &ActionInput) -> Resu
     for (key, value) in &mut map {
         let types = properties.get(key).map(|schema| schema["type"].to_string()).unwrap_or_default();
         let text = value.as_str().unwrap_or_default().to_owned();
-        if types.contains("integer") || types.contains("number") || types.contains("boolean") {
+        let words = [("integer", "an integer"), ("number", "a number"), ("boolean", "a boolean")];
+        if let Some((_, word)) = words.iter().find(|(name, _)| types.contains(name)) {
             *value = serde_json::from_str(&text)
                 .ok()
                 .filter(|v: &serde_json::Value| v.is_number() || v.is_boolean())
-                .ok_or_else(|| Error::field(key.clone(), format!("{text:?} is not {types}")))?;
+                .ok_or_else(|| Error::field(key.clone(), format!("{text:?} is not {word}")))?;
         }
     }
     typed(serde_json::Value::Object(map))
@@ -176,7 +177,7 @@ fn typed<T: DeserializeOwned>(value: serde_json::Value) -> Result<T> {
         let named = text.split('`').nth(1).filter(|_| text.contains("field"));
         let field =
             named.map(str::to_owned).or_else(|| culprit::<T>(&value)).unwrap_or_else(|| "body".into());
-        Error::field(field, text)
+        Error::field(field, super::input::in_json_words(&text))
     })
 }
 

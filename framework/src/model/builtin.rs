@@ -40,6 +40,12 @@ pub trait AnyRow {
         before: &[Value<'static>],
         more: Option<(&str, serde_json::Value)>,
     ) -> Result<()>;
+    /// Makes the row somebody else's and stores it, with a record for each of
+    /// the two owners.
+    ///
+    /// # Errors
+    /// 409 when a unique field's value is taken.
+    fn give(&mut self, tx: &mut Tx<'_>, action: &str, to: Owner<'_>) -> Result<()>;
     /// Changes a field as a client's update would, with the type's hooks.
     ///
     /// # Errors

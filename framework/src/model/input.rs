@@ -34,8 +34,33 @@ impl Input for () {
 pub fn parse_value<T: DeserializeOwned>(value: &RawValue) -> Result<T, String> {
     serde_json::from_str(value.get()).map_err(|e| {
         let text = e.to_string();
-        text.split(" at line ").next().unwrap_or(&text).to_owned()
+        in_json_words(text.split(" at line ").next().unwrap_or(&text))
     })
+}
+
+/// What serde says of a value, whose words are Rust's, in the words of JSON.
+pub(crate) fn in_json_words(text: &str) -> String {
+    let Some((found, expected)) = text.rsplit_once(", expected ") else { return text.to_owned() };
+    let expected = match expected {
+        "i8" | "i16" | "i32" | "i64" | "isize" => "an integer",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "an integer from 0",
+        "f32" | "f64" => "a number",
+        "a sequence" => "an array",
+        "a map" | "map" => "an object",
+        "unit" => "null",
+        it if it.starts_with("struct ") => "an object",
+        it if it.starts_with("a tuple") => "an array",
+        it => it,
+    };
+    let found = match found.split_once(": ") {
+        Some((what, "sequence")) => format!("{what}: array"),
+        Some((what, "map")) => format!("{what}: object"),
+        Some((what, it)) if it.starts_with("floating point ") => {
+            format!("{what}: number{}", &it["floating point".len()..])
+        }
+        _ => found.to_owned(),
+    };
+    format!("{found}, expected {expected}")
 }
 
 /// Parses one JSON value for a field and checks it against the field's rules.
@@ -218,6 +243,22 @@ mod tests {
         assert_eq!(names(r#"{"space": 1}"#), ["space"]);
         assert!(names("").is_empty());
         assert!(names("  ").is_empty());
+    }
+
+    #[test]
+    fn types_are_named_as_json_has_them() {
+        fn said<T: DeserializeOwned>(text: &str) -> String {
+            parse_value::<T>(&RawValue::from_string(text.to_owned()).unwrap()).err().unwrap()
+        }
+        assert_eq!(
+            said::<i64>("\"x, expected y\""),
+            "invalid type: string \"x, expected y\", expected an integer"
+        );
+        assert_eq!(said::<i64>("1.5"), "invalid type: number `1.5`, expected an integer");
+        assert_eq!(said::<u32>("-1"), "invalid value: integer `-1`, expected an integer from 0");
+        assert_eq!(said::<f64>("[]"), "invalid type: array, expected a number");
+        assert_eq!(said::<Vec<String>>("{}"), "invalid type: object, expected an array");
+        assert_eq!(said::<bool>("null"), "invalid type: null, expected a boolean");
     }
 
     #[test]

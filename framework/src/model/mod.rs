@@ -25,10 +25,11 @@ pub use view::{Extra, JsonObject};
 use std::any::{Any, TypeId};
 
 use crate::Result;
-use crate::ctx::Tx;
+use crate::ctx::{Ctx, Prepared, Tx};
 use crate::db::{RowReader, Value};
 use crate::query::Select;
 use crate::quota::QuotaUse;
+use crate::task::BoxFuture;
 
 /// A struct whose fields are columns: a base or a whole resource. Written by
 /// `#[derive(Columns)]`, never by hand.
@@ -134,12 +135,28 @@ pub trait Record: Columns + Clone + Send + Sync + 'static {
     }
 }
 
+/// The bodies of a create.
+pub type Drafts = Vec<serde_json::Map<String, serde_json::Value>>;
+
+/// What makes something ready for a create.
+pub type Prepare = fn(Ctx, Drafts) -> BoxFuture<'static, Result<Prepared>>;
+
 /// The collection: hooks that belong to `/<plural>`. All have defaults, all
 /// run inside the request's transaction, all may fail.
 pub trait Manager: Model {
     /// Whether `DELETE …?force=true` means something to it; its hooks then
     /// ask [`crate::Ctx::force`].
     const FORCE: bool = false;
+
+    /// What a create takes long for and asks no database for (hashing a
+    /// password): done before the transaction, for all bodies of the request,
+    /// as they were sent. Hooks find it by [`crate::Ctx::prepared`], and do
+    /// without where it is not there.
+    const PREPARE: Option<Prepare> = None;
+
+    /// What its log says was done beside `create`, `update`, `delete`, its
+    /// actions and its tasks: webhooks may ask to be told of it.
+    const EVENTS: &'static [&'static str] = &[];
 
     /// Adds conditions to every list and look-up. Scope and deletion are
     /// already in; a hook can only narrow.

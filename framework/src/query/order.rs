@@ -137,6 +137,16 @@ pub(super) fn position<'r, T: Record>(order: &[Order], row: &'r T) -> Vec<Value<
     order.iter().map(of).collect()
 }
 
+/// Most bytes of all texts in a marker, which has to fit into a URI: of longer
+/// ones it has the beginning, and the row is asked for the rest.
+const TEXTS: usize = 1536;
+
+fn head<'t>(text: &'t str, order: &[Order]) -> Option<&'t str> {
+    let most = TEXTS / order.len().max(1);
+    let end = (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    (text.len() > most).then(|| &text[..end])
+}
+
 /// The marker of the page after this row, or before it.
 pub(super) fn marker<T: Record>(order: &[Order], row: &T, back: bool) -> String {
     // Each list that goes on has one, so it is written, not built.
@@ -150,6 +160,9 @@ pub(super) fn marker<T: Record>(order: &[Order], row: &T, back: bool) -> String 
         }
         // A vector takes all that is written to it.
         let _ = match value {
+            Value::Text(Some(it)) if order[i].column != "id" && head(it, order).is_some() => {
+                serde_json::to_writer(&mut text, &[head(it, order)])
+            }
             Value::Text(it) => serde_json::to_writer(&mut text, it),
             Value::Int(it) => serde_json::to_writer(&mut text, it),
             Value::Float(it) => serde_json::to_writer(&mut text, it),
@@ -160,8 +173,43 @@ pub(super) fn marker<T: Record>(order: &[Order], row: &T, back: bool) -> String 
     URL_SAFE_NO_PAD.encode(text)
 }
 
-/// Reads a marker: the values, and whether it leads back.
-pub(super) fn read_marker(meta: &Meta, order: &[Order], marker: &str) -> Result<(Vec<Value<'static>>, bool)> {
+/// A marker, read.
+#[derive(Debug, PartialEq)]
+pub(super) struct Marker {
+    pub(super) values: Vec<Value<'static>>,
+    /// Which of the values are beginnings only.
+    pub(super) cut: Vec<usize>,
+    /// Whether it leads back.
+    pub(super) back: bool,
+}
+
+/// Completes the values that a marker has the beginnings of by those that its
+/// row has. Where the row is gone or has become another, the beginning itself
+/// says where to go on: rows that begin alike may come twice, and none is
+/// passed over.
+pub(super) fn complete(
+    values: &mut [Value<'static>],
+    cut: &[usize],
+    order: &[Order],
+    back: bool,
+    now: Option<Vec<Value<'static>>>,
+) {
+    for &i in cut {
+        let Value::Text(Some(head)) = &values[i] else { continue };
+        let text = now.as_ref().and_then(|now| match &now[i] {
+            Value::Text(Some(text)) if text.starts_with(head.as_ref()) => Some(text.to_string()),
+            _ => None,
+        });
+        values[i] = match text {
+            Some(text) => text.into(),
+            None if order[i].desc != back => format!("{head}{}", char::MAX).into(),
+            None => continue,
+        };
+    }
+}
+
+/// Reads a marker.
+pub(super) fn read_marker(meta: &Meta, order: &[Order], marker: &str) -> Result<Marker> {
     let wrong =
         || Error::field("marker", "is not a next_marker or previous_marker of this list in this order");
     let bytes = URL_SAFE_NO_PAD.decode(marker).map_err(|_| wrong())?;
@@ -172,13 +220,22 @@ pub(super) fn read_marker(meta: &Meta, order: &[Order], marker: &str) -> Result<
     if of.as_bytes() != known || values.len() != order.len() {
         return Err(wrong());
     }
-    let value = |(o, value): (&Order, serde_json::Value)| {
+    let mut cut = Vec::new();
+    let mut value = |(i, (o, value)): (usize, (&Order, serde_json::Value))| {
         let field = meta.field(o.column).ok_or_else(wrong)?;
         use serde_json::Value as Json;
         Ok(match (field.column, value) {
             (_, Json::Null) if !field.nullable => return Err(wrong()),
             (ColumnType::Text | ColumnType::Json, Json::Null) => Value::Text(None),
             (ColumnType::Text | ColumnType::Json, Json::String(text)) if !text.contains('\0') => text.into(),
+            (ColumnType::Text | ColumnType::Json, Json::Array(one)) if o.column != "id" => {
+                let [Json::String(head)] = one.as_slice() else { return Err(wrong()) };
+                if head.contains('\0') {
+                    return Err(wrong());
+                }
+                cut.push(i);
+                head.clone().into()
+            }
             (ColumnType::Int | ColumnType::Time, Json::Null) => Value::Int(None),
             (ColumnType::Int | ColumnType::Time, Json::Number(n)) => n.as_i64().ok_or_else(wrong)?.into(),
             (ColumnType::Float, Json::Null) => Value::Float(None),
@@ -188,5 +245,6 @@ pub(super) fn read_marker(meta: &Meta, order: &[Order], marker: &str) -> Result<
             _ => return Err(wrong()),
         })
     };
-    Ok((order.iter().zip(values).map(value).collect::<Result<_>>()?, back))
+    let values = order.iter().zip(values).enumerate().map(&mut value).collect::<Result<_>>()?;
+    Ok(Marker { values, cut, back })
 }

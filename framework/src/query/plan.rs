@@ -48,7 +48,8 @@ impl ListRequest {
     /// The query, with one row more than the page: it tells whether there is
     /// more that way. A page before a marker comes in reverse.
     pub(crate) fn select<T: Record>(&self, tx: &mut Tx<'_>) -> Result<Select<T>> {
-        self.select_after(tx, self.after.as_deref(), self.limit + 1)
+        let after = self.start::<T>(tx)?;
+        self.select_after(tx, after.as_deref(), self.limit + 1)
     }
 
     /// The query of so many rows from a position on.
@@ -129,8 +130,18 @@ impl ListRequest {
     }
 
     /// Where the client wants it to begin.
-    pub(crate) fn start(&self) -> Option<Vec<Value<'static>>> {
-        self.after.clone()
+    pub(crate) fn start<T: Record>(&self, tx: &mut Tx<'_>) -> Result<Option<Vec<Value<'static>>>> {
+        let mut after = self.after.clone();
+        if let Some(values) = after.as_mut().filter(|_| !self.cut.is_empty()) {
+            let id = self.order.iter().position(|o| o.column == "id").map(|at| values[at].clone());
+            let row = match id {
+                Some(id) => Select::<T>::new().with_deleted().pending(Marked::Any).eq("id", id).one(tx)?,
+                None => None,
+            };
+            let now = row.map(|row| self.position(&row));
+            order::complete(values, &self.cut, &self.order, self.back, now);
+        }
+        Ok(after)
     }
 
     /// The marker of the page after this row, or before it.

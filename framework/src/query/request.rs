@@ -65,6 +65,8 @@ pub struct ListRequest {
     pub(crate) wanted: Option<i64>,
     pub(super) offset: i64,
     pub(super) after: Option<Vec<Value<'static>>>,
+    /// Which values of `after` are beginnings only.
+    pub(super) cut: Vec<usize>,
     /// Whether the marker leads back.
     pub(crate) back: bool,
     /// Bits of the fields to show.
@@ -144,6 +146,7 @@ pub(super) fn read(asker: &Asker<'_>, meta: &Meta, params: &Params<'_>) -> Resul
         wanted: None,
         offset: 0,
         after: None,
+        cut: Vec::new(),
         back: false,
         mask,
         extra,
@@ -351,9 +354,9 @@ fn finish(mut it: ListRequest, mut loose: Loose<'_>, asker: &Asker<'_>, meta: &M
         if it.offset > 0 {
             return Err(Error::field("offset", "does not go with marker"));
         }
-        let (values, back) = order::read_marker(meta, &it.order, marker)?;
+        let order::Marker { values, cut, back } = order::read_marker(meta, &it.order, marker)?;
         it.after = Some(values);
-        it.back = back;
+        (it.cut, it.back) = (cut, back);
     }
     fits(&it, &loose)?;
     Ok(it)

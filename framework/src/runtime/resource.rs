@@ -2,6 +2,7 @@
 
 use super::spec::{self, Fields, Owner, Ranks};
 use super::{generation, names, of, table};
+use crate::auth::Access;
 use crate::ctx::Tx;
 use crate::model::{AnonBase, Extra, Manager, Model};
 use crate::{Error, FieldError, Resource, Result};
@@ -175,7 +176,13 @@ impl Model for ResourceType {
         }
         let owned = Owner::parse(&self.owner) != Owner::None;
         crate::quota::forget_all(tx, &self.plural)?;
-        tx.log_all_deleted(&self.keyword, &self.table_name, owned)?;
+        let base = of::base_fields(Owner::parse(&self.owner));
+        let hidden = |list: Access, get: Access| list == Access::Never && get == Access::Never;
+        let base = base.iter().map(|f| (f.name, f.column, hidden(f.list, f.get)));
+        let own = self.fields.0.iter();
+        let own = own.map(|f| (f.name.as_str(), f.kind.column(), hidden(f.list, f.get.unwrap_or(f.list))));
+        let columns: Vec<_> = base.chain(own).collect();
+        tx.log_all_deleted(&self.keyword, &self.table_name, owned, &columns)?;
         table::drop(tx, self)
     }
 

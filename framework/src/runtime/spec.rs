@@ -286,6 +286,9 @@ pub(super) fn check_fields(
                 blame(member, "does not go with this type".into());
             }
         }
+        if spec.required && spec.create == Access::Never {
+            blame("required", "does not go with create never: nobody could give it".into());
+        }
         if text && spec.max.is_some_and(|max| max.fract() != 0.0 || !(1.0..=1_048_576.0).contains(&max)) {
             blame("max", "must be a whole number from 1 to 1048576".into());
         }
@@ -370,6 +373,7 @@ mod tests {
             (serde_json::json!({"type": "time", "default": "yesterday"}), "default"),
             (serde_json::json!({"max": 0}), "max"),
             (serde_json::json!({"choices": ["a", "a"]}), "choices"),
+            (serde_json::json!({"create": "never", "required": true}), "required"),
         ] {
             let mut field = field;
             field["name"] = "x".into();

@@ -140,6 +140,16 @@ fn indexes(row: &ResourceType) -> Vec<Index> {
     all
 }
 
+/// The indexes in the order to be made in, so that of several values that are
+/// taken all databases blame the same, the first: PostgreSQL looks into the
+/// oldest unique index first, SQLite into the newest.
+fn in_order(mut all: Vec<Index>, dialect: Dialect) -> Vec<Index> {
+    if dialect == Dialect::Sqlite {
+        all.reverse();
+    }
+    all
+}
+
 /// Makes the table of a new type.
 ///
 /// # Errors
@@ -161,7 +171,7 @@ pub(super) fn create(tx: &mut Tx<'_>, row: &ResourceType) -> Result<()> {
         .collect();
     columns.extend(row.fields.0.iter().map(|it| added(it, &it.name)));
     let mut sql = format!("CREATE TABLE \"{}\" ({});", row.table_name, columns.join(", "));
-    for index in indexes(row) {
+    for index in in_order(indexes(row), tx.conn.dialect()) {
         sql.push_str(&index.create(&row.table_name));
     }
     run(tx, &sql)
@@ -227,10 +237,14 @@ impl Change<'_> {
                 rebuilt.push(spec);
             }
         }
-        let (had, wanted) = (indexes(old), indexes(new));
-        let moved = |index: &Index| {
+        let (had, wanted) = (indexes(old), in_order(indexes(new), tx.conn.dialect()));
+        let afresh = |index: &Index| {
             index.field.as_ref().is_some_and(|name| rebuilt.iter().any(|spec| spec.name == *name))
         };
+        // Their order tells which of them a row is blamed for, so one that comes
+        // moves them all.
+        let disorder = wanted.iter().any(|it| it.unique && (!had.contains(it) || afresh(it)));
+        let moved = |index: &Index| afresh(index) || (index.unique && disorder);
         for index in had.iter().filter(|it| !wanted.contains(it) || moved(it)) {
             run(tx, &format!("DROP INDEX \"{}\"", index.name))?;
         }

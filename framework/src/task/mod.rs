@@ -182,6 +182,13 @@ pub(crate) fn entry(name: &str) -> Option<&'static TaskEntry> {
     inventory::iter::<TaskEntry>.into_iter().find(|it| it.name == name)
 }
 
+/// Names of the kinds of tasks that work on a type's rows.
+pub(crate) fn names_of(meta: &Meta) -> impl Iterator<Item = &'static str> {
+    let keyword = meta.keyword();
+    let of = move |it: &&TaskEntry| (it.object)().keyword() == keyword;
+    inventory::iter::<TaskEntry>.into_iter().filter(of).map(|it| it.name)
+}
+
 /// What the twin of a stage is called.
 pub(crate) const TWIN: &str = "_failed";
 

@@ -57,14 +57,20 @@ impl Admitted {
     }
 }
 
-fn event(action: &str) -> String {
+/// What the question before an action is called.
+pub(super) fn before(action: &str) -> String {
     format!("before_{action}")
+}
+
+/// Whether any webhook wants to be asked first.
+pub(crate) fn asks(ctx: &Ctx, meta: &Meta, action: &str) -> bool {
+    ctx.core().hooks.any_for(meta, || before(action))
 }
 
 /// Refuses what a webhook must be asked first and was not: a way to write
 /// that does not ask is no way around.
 pub(crate) fn expect_admitted(tx: &Tx<'_>, meta: &Meta, action: &str) -> Result<()> {
-    if !tx.ctx.is_admitted() && tx.ctx.core().hooks.any_for(meta, || event(action)) {
+    if !tx.ctx.is_admitted() && asks(tx.ctx, meta, action) {
         let text = format!("a webhook must be asked before this: {action} one {} at a time", meta.keyword());
         return Err(Error::conflict(text).class("AdmissionRequiredError"));
     }
@@ -86,7 +92,7 @@ pub(crate) async fn admit(
     known: IfMatch,
 ) -> Result<Admitted> {
     let meta = of.handler.meta();
-    let event = event(action);
+    let event = before(action);
     let hooks = ctx.core().hooks.matching(meta, &event);
     let given = id.clone().unwrap_or_default();
     if hooks.is_empty() {

@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 
 use crate::model::Meta;
 
-pub(crate) use admission::{Admitted, admit, expect_admitted};
+pub(crate) use admission::{Admitted, admit, asks, expect_admitted};
 pub(crate) use deliver::tidy;
 pub use deliver::{WebhookDeliver, WebhookDelivery};
 pub use resource::{Webhook, WebhookCreate, WebhookUpdate};

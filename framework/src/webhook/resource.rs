@@ -1,16 +1,21 @@
 //! Webhooks as a resource.
 
+use std::collections::BTreeSet;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::send;
+use super::admission::before;
+use super::{event_of, send};
 use crate::ctx::Tx;
 use crate::db::{self, Sql};
-use crate::model::{Extra, Manager, Model, StandaloneBase};
-use crate::{Error, Resource, Result, actions, runtime};
+use crate::model::{Action, ActionKind, Extra, Manager, Model, StandaloneBase};
+use crate::registry::{Registry, Type};
+use crate::trash::PENDING_DELETE;
+use crate::{Error, Resource, Result, actions, runtime, task};
 
 /// Types that webhooks are not told of: they would be told of being told.
 const OWN: &[&str] = &["webhook", "webhook-delivery", "task"];
@@ -83,6 +88,27 @@ pub struct Delivered {
     pub reason: Option<String>,
 }
 
+/// All that a webhook can be told or asked of a type; `*`: of any.
+fn events(registry: &Registry, keyword: &str) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    let of = |of: &&Type| {
+        let its = of.handler.meta().keyword();
+        if keyword == "*" { !OWN.contains(&its) } else { keyword == its }
+    };
+    for of in registry.types().filter(of) {
+        let meta = of.handler.meta();
+        let acts = |action: &&&Action| matches!(action.kind, ActionKind::Item | ActionKind::Class);
+        let actions = of.actions.values().filter(acts).map(|it| it.name);
+        all.extend(["create", "update", "delete"].into_iter().chain(actions.clone()).map(before));
+        all.extend(["create", "update", "delete"].into_iter().map(|it| event_of(it).to_owned()));
+        let trash = meta.trash().then_some(PENDING_DELETE);
+        let tasks = task::names_of(meta);
+        let told = actions.chain(tasks).chain(trash).chain(of.handler.events().iter().copied());
+        all.extend(told.map(str::to_owned));
+    }
+    all
+}
+
 impl Webhook {
     /// Whether it is to be told or asked.
     pub(super) fn wants(&self, keyword: &str, event: &str) -> bool {
@@ -99,21 +125,12 @@ impl Webhook {
         if self.events.is_empty() {
             return Err(Error::field("events", "names none"));
         }
-        let word = |it: &&String| {
-            it.is_empty()
-                || it.len() > 64
-                || !it.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./".contains(&b))
-        };
-        if let Some(bad) = self.events.iter().find(word) {
-            return Err(Error::field("events", format!("{bad:?} is no event")));
-        }
-        // What somebody means with it is one of those above.
-        if let Some(bad) = self.events.iter().find(|it| ["create", "update", "delete"].contains(&it.as_str()))
-        {
-            return Err(Error::field(
-                "events",
-                format!("say {bad}d when it is done, before_{bad} to be asked"),
-            ));
+        let valid = events(&tx.ctx.core().registry, &self.resource);
+        if let Some(bad) = self.events.iter().find(|it| !valid.contains(it.as_str())) {
+            let valid: Vec<_> = valid.into_iter().collect();
+            let bad: String = bad.chars().take(64).collect();
+            let text = format!("{bad:?} is no event of {}; possible: {}", self.resource, valid.join(", "));
+            return Err(Error::field("events", text));
         }
         if !(1..=10).contains(&self.timeout) {
             return Err(Error::field("timeout", "must be from 1 to 10 seconds"));

@@ -1,10 +1,12 @@
 //! Users. To begin with each has one domain, one project and one role.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use podyard::auth::Access;
+use podyard::model::{Drafts, Prepare};
 use podyard::prelude::*;
-use podyard::{Core, Nothing};
+use podyard::{Core, Nothing, Prepared};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -51,7 +53,35 @@ pub struct User {
     pub password: String,
 }
 
+/// Hashes made before the transaction, which nobody must wait for so long: by
+/// password, one for each user that is to have it.
+struct Hashes(Mutex<HashMap<String, Vec<String>>>);
+
+impl Hashes {
+    async fn of(ctx: Ctx, users: Drafts) -> Result<Self> {
+        let identity = ctx.service::<Identity>()?;
+        let mut hashes: HashMap<String, Vec<String>> = HashMap::new();
+        for user in users {
+            let Some(password) = user.get("password").and_then(|it| it.as_str()) else { continue };
+            if password::check(password).is_ok() {
+                let hash = identity.hash(password.to_owned()).await?;
+                hashes.entry(password.to_owned()).or_default().push(hash);
+            }
+        }
+        Ok(Self(Mutex::new(hashes)))
+    }
+
+    fn take(&self, password: &str) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(password)?.pop()
+    }
+}
+
 impl Manager for User {
+    const PREPARE: Option<Prepare> =
+        Some(|ctx, users| Box::pin(async { Ok(Arc::new(Hashes::of(ctx, users).await?) as Prepared) }));
+
+    const EVENTS: &'static [&'static str] = &["reset-password"];
+
     fn list_item_filter(tx: &mut Tx<'_>, select: &mut Select<Self>) -> Result<()> {
         match tx.level() {
             Access::Admin => {}
@@ -66,7 +96,9 @@ impl Manager for User {
         if input.name.contains('/') {
             return Err(Error::field("name", "must not have a /"));
         }
-        if input.project_id.is_empty() {
+        if !input.project_id.is_empty() {
+            expect_of_domain(tx, &input.project_id, &input.domain_id)?;
+        } else {
             let mut project =
                 Project { domain_id: input.domain_id.clone(), enabled: true, ..Project::default() };
             project.name.clone_from(&input.name);
@@ -87,12 +119,19 @@ impl Manager for User {
 }
 
 impl Model for User {
-    fn customize_create(&mut self, _: &mut Tx<'_>, input: &UserCreate) -> Result<()> {
-        self.password_hash = password::hash(&input.password)?;
+    fn customize_create(&mut self, tx: &mut Tx<'_>, input: &UserCreate) -> Result<()> {
+        let ready = tx.ctx.prepared::<Hashes>().and_then(|it| it.take(&input.password));
+        self.password_hash = match ready {
+            Some(hash) => hash,
+            None => password::hash(&input.password)?,
+        };
         Ok(())
     }
 
     fn pre_update(&mut self, tx: &mut Tx<'_>, input: &UserUpdate) -> Result<()> {
+        if input.project_id.is_some() {
+            expect_of_domain(tx, &self.project_id, &self.domain_id)?;
+        }
         let loses = !self.enabled || self.role != ADMIN;
         if self.id == tx.cred().user_id && loses {
             return Err(Error::conflict("you would lock yourself out").class("ProtectedResourceError"));
@@ -191,6 +230,15 @@ impl User {
     }
 }
 
+/// A user's project is one of the user's domain.
+fn expect_of_domain(tx: &mut Tx<'_>, project: &str, domain: &str) -> Result<()> {
+    let found = Project::select().eq("id", project.to_owned()).eq("domain_id", domain.to_owned()).one(tx)?;
+    match found {
+        Some(_) => Ok(()),
+        None => Err(Error::field("project_id", "is a project of another domain")),
+    }
+}
+
 /// Revokes the tokens of all users of a domain or project.
 pub(crate) fn revoke_all(tx: &mut Tx<'_>, field: &'static str, id: &str) -> Result<()> {
     let identity = tx.ctx.service::<Identity>()?;
@@ -254,18 +302,30 @@ pub async fn bootstrap(core: &Arc<Core>, given: Option<String>) -> Result<Option
 }
 
 /// Gives a user a new random password, for whoever has the machine but lost
-/// the login. Returns it.
+/// the login: by id, or by name, with the domain (its id or name) where several
+/// have a user of that name. Returns it.
 ///
 /// # Errors
-/// 404, and what the database says.
-pub async fn reset_password(core: &Arc<Core>, name: &str) -> Result<String> {
+/// 404, 409 where several domains have one, and what the database says.
+pub async fn reset_password(core: &Arc<Core>, name: &str, domain: Option<&str>) -> Result<String> {
     let password = password::random();
     let hash = password::hash(&password)?;
-    let name = name.to_owned();
+    let (name, domain) = (name.to_owned(), domain.map(str::to_owned));
     let ctx = Ctx::system(core);
     let done = ctx.write(None, move |tx| {
-        let found = User::select().id_or_name(&name).for_update().one(tx)?;
-        let mut user = found.ok_or_else(|| Error::not_found("user", &name))?;
+        let mut select = User::select().id_or_name(&name).limit(2).for_update();
+        if let Some(domain) = &domain {
+            let found = Domain::select().id_or_name(domain).one(tx)?;
+            let found = found.ok_or_else(|| Error::not_found("domain", domain))?;
+            select = select.eq("domain_id", found.base.base.id.clone());
+        }
+        let mut found = select.rows(tx)?;
+        if found.len() > 1 {
+            let text =
+                format!("several domains have a user {name}; say which with --domain, or give the user's id");
+            return Err(Error::conflict(text).class("AmbiguousNameError"));
+        }
+        let mut user = found.pop().ok_or_else(|| Error::not_found("user", &name))?;
         let before = podyard::before(&user);
         user.password_hash = hash;
         user.enabled = true;

@@ -104,6 +104,9 @@ pub(crate) struct ResetPasswordArgs {
     /// Name or id of the user.
     #[arg(long, default_value = "admin")]
     pub(crate) user: String,
+    /// Name or id of the user's domain, where several have a user of that name.
+    #[arg(long)]
+    pub(crate) domain: Option<String>,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -298,7 +298,8 @@ pub(crate) async fn reset_password(args: ResetPasswordArgs) -> Result<(), String
     };
     let identity = Arc::new(identity.map_err(text)?.map_err(text)?);
     let core = Arc::new(Core::new(db, identity.clone()).with_service(identity));
-    let password = podyard_identity::reset_password(&core, &args.user).await.map_err(text)?;
+    let password =
+        podyard_identity::reset_password(&core, &args.user, args.domain.as_deref()).await.map_err(text)?;
     println!("User {}, password {password}", args.user);
     Ok(())
 }

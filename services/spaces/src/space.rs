@@ -147,6 +147,9 @@ fn lock_of(user_id: &str) -> String {
 }
 
 impl Manager for Space {
+    // What the observer finds.
+    const EVENTS: &'static [&'static str] = &["died", "stopped"];
+
     fn validate_create_data(tx: &mut Tx<'_>, input: &mut SpaceCreate) -> Result<()> {
         let templates = tx.cached::<Template>()?;
         if templates.get(&input.template_id).is_none_or(|template| !template.enabled) {
