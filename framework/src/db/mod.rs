@@ -309,6 +309,14 @@ impl Db {
         self.0.dialect
     }
 
+    /// Where PostgreSQL is, if it is that.
+    pub(crate) fn postgres_url(&self) -> Option<&str> {
+        match &self.0.url {
+            DatabaseUrl::Postgres(url) => Some(url),
+            DatabaseUrl::Sqlite(_) | DatabaseUrl::Mysql(_) => None,
+        }
+    }
+
     /// Jobs that wait for a connection now: for the metrics.
     #[must_use]
     pub fn waiting(&self) -> usize {

@@ -1,7 +1,8 @@
 //! The engine as the rest of the program sees it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -9,6 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::clock::Clock;
 use super::heart::Heart;
+use super::notify;
 use super::worker::Worker;
 use crate::Result;
 use crate::ctx::Core;
@@ -49,6 +51,10 @@ impl Metrics {
 pub(crate) struct Waker {
     wake: Notify,
     due: AtomicBool,
+    /// Slots that are free in this process: who has some needs no help.
+    free: AtomicUsize,
+    /// Other processes are to be told.
+    tell: Notify,
 }
 
 impl Waker {
@@ -56,6 +62,24 @@ impl Waker {
     pub(crate) fn due(&self) {
         self.due.store(true, Ordering::Release);
         self.wake.notify_one();
+        if self.free.load(Ordering::Relaxed) == 0 {
+            self.tell.notify_one();
+        }
+    }
+
+    /// Notes how many slots are free.
+    pub(super) fn free(&self, slots: usize) {
+        self.free.store(slots, Ordering::Relaxed);
+    }
+
+    /// More is due than this process has slots for.
+    pub(super) fn others(&self) {
+        self.tell.notify_one();
+    }
+
+    /// Waits until other processes are to be told.
+    pub(super) async fn to_be_told(&self) {
+        self.tell.notified().await;
     }
 
     /// Something will be due.
@@ -84,8 +108,11 @@ pub struct Engine {
 /// How a process runs tasks.
 #[derive(Debug, Clone)]
 pub struct WorkerOptions {
-    /// Tasks that run at once.
+    /// Tasks that run at once; with none, this process only tells others of
+    /// what it starts.
     pub slots: usize,
+    /// How many of a kind run at once in this process, by its name.
+    pub limits: HashMap<String, usize>,
     /// Kinds of task to run; `None`: all that this process knows.
     pub names: Option<Vec<&'static str>>,
     /// How long a worker's heart must stand still before others take it for dead.
@@ -108,6 +135,7 @@ impl Default for WorkerOptions {
     fn default() -> Self {
         Self {
             slots: 16,
+            limits: HashMap::new(),
             names: None,
             lease: Duration::from_secs(3),
             group: 256,
@@ -155,6 +183,7 @@ impl Engine {
         let worker = Worker::new(core.clone(), options, stopped);
         crate::worker::register(&worker);
         let heart = Heart::start(worker.clone())?;
+        notify::start(&worker, core.db.postgres_url(), worker.stopped());
         let dispatcher = tokio::spawn(worker.clone().dispatch());
         let keeper = tokio::spawn(worker.clone().keep_house());
         Ok(Workers { worker, stop, dispatcher, keeper, heart })

@@ -61,6 +61,7 @@ mod commit;
 mod ctx;
 mod engine;
 mod heart;
+mod notify;
 mod outlook;
 mod plan;
 mod resource;

@@ -33,6 +33,8 @@ impl<'a> Queue<'a> {
 
 #[derive(Debug, Default)]
 struct State {
+    /// How many of a kind run at once at most, beside what the kind itself says.
+    limits: HashMap<String, usize>,
     /// Running in this process, by name.
     running: HashMap<&'static str, usize>,
     /// What a kind may still start, and when that was counted.
@@ -45,10 +47,14 @@ struct State {
 }
 
 /// What a process keeps to share its slots.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Clone)]
 pub(super) struct Shares(Arc<Mutex<State>>);
 
 impl Shares {
+    pub(super) fn new(limits: HashMap<String, usize>) -> Self {
+        Self(Arc::new(Mutex::new(State { limits, ..State::default() })))
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -160,7 +166,8 @@ impl State {
         let Some(kind) = entry(name) else { return 0 };
         let TaskEntry { options, .. } = kind;
         let running = self.running.get(name).copied().unwrap_or(0);
-        let mut room = options.concurrency.map_or(usize::MAX, |most| most.saturating_sub(running));
+        let most = options.concurrency.into_iter().chain(self.limits.get(name).copied()).min();
+        let mut room = most.map_or(usize::MAX, |most| most.saturating_sub(running));
         if let Some(rate) = options.per_second {
             let full = f64::from(rate).max(1.0);
             let (tokens, at) = self.tokens.entry(name).or_insert_with(|| (full, Instant::now()));

@@ -98,6 +98,7 @@ impl Drop for Slot {
         if self.worker.running.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.worker.idle.notify_waiters();
         }
+        self.worker.waker.free(self.worker.free());
         if self.worker.full.swap(false, Ordering::AcqRel) {
             self.worker.waker.due();
         }
@@ -134,7 +135,7 @@ impl Worker {
         let known = names();
         let wanted = |name: &&'static str| options.names.as_ref().is_none_or(|it| it.contains(name));
         Arc::new(Self {
-            shares: Shares::default(),
+            shares: Shares::new(options.limits.clone()),
             committer: Committer::start(&core, options.group),
             watched: Mutex::default(),
             cursor: Mutex::default(),
@@ -164,9 +165,10 @@ impl Worker {
 
     /// Claims and spawns, until it is to stop.
     pub(super) async fn dispatch(self: Arc<Self>) {
-        if self.names.is_empty() {
+        if self.names.is_empty() || self.options.slots == 0 {
             return;
         }
+        self.waker.free(self.options.slots);
         let mut stopped = self.stopped.clone();
         let mut pause = Duration::ZERO;
         let mut looked: Option<Instant> = None;
@@ -221,11 +223,22 @@ impl Worker {
             self.spawn(worker.clone(), next);
         }
         if n == wanted {
-            // There may be more, for the slots that are left.
+            // There may be more, for the slots that are left, here or elsewhere.
+            if n == free {
+                self.waker.others();
+            }
             self.waker.due();
         }
         // Next it looks what is due; what somebody holds locked is not ours to spin for.
         Ok(if n == 0 { jitter(Duration::from_millis(20)) } else { Duration::ZERO })
+    }
+
+    pub(super) fn waker(&self) -> &Arc<Waker> {
+        &self.waker
+    }
+
+    pub(super) fn stopped(&self) -> watch::Receiver<bool> {
+        self.stopped.clone()
     }
 
     fn free(&self) -> usize {
@@ -345,6 +358,7 @@ impl Worker {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         self.running.fetch_add(1, Ordering::AcqRel);
         self.metrics.running.fetch_add(1, Ordering::Relaxed);
+        self.waker.free(self.free());
         self.shares.begin(kind.name);
         let slot = Slot { worker: self.clone(), serial, kind };
         let (go, begin) = oneshot::channel();

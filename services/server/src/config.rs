@@ -156,12 +156,18 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "PODYARD_DATABASE_POOL", default_value_t = 16, value_name = "N",
           value_parser = clap::value_parser!(u32).range(2..=1024))]
     pub(crate) database_pool: u32,
-    /// Task stages that run at once in this process.
+    /// Task stages that run at once in this process; 0: none, for a server beside workers.
     #[arg(long, env = "PODYARD_TASK_SLOTS", default_value_t = 16, value_name = "N",
-          value_parser = clap::value_parser!(u32).range(1..=4096))]
+          value_parser = clap::value_parser!(u32).range(0..=4096))]
     pub(crate) task_slots: u32,
+    /// Kinds of task that this process runs, like `space-start`; all, unless said.
+    #[arg(long, env = "PODYARD_TASK_NAMES", value_delimiter = ',', value_name = "NAME")]
+    pub(crate) task_names: Vec<String>,
+    /// How many of a kind run at once in this process, like `space-start=4`. May be given several times.
+    #[arg(long, env = "PODYARD_TASK_LIMIT", value_delimiter = ',', value_name = "NAME=N", value_parser = limit)]
+    pub(crate) task_limit: Vec<(String, usize)>,
     /// After so many seconds without a sign of life a worker's tasks are taken over.
-    #[arg(long, env = "PODYARD_TASK_LEASE", default_value_t = 10, value_name = "SECONDS",
+    #[arg(long, env = "PODYARD_TASK_LEASE", default_value_t = 3, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(2..=3600))]
     pub(crate) task_lease: u64,
     /// Ended tasks are kept for so many days.
@@ -226,6 +232,13 @@ fn seconds(text: &str) -> Result<f64, String> {
     let wrong = || "must be a number of seconds from 0.001 to 86400".to_owned();
     let sane = |it: &f64| (0.001..=86_400.0).contains(it);
     text.parse().ok().filter(sane).ok_or_else(wrong)
+}
+
+fn limit(text: &str) -> Result<(String, usize), String> {
+    let wrong = || "must be the name of a kind of task and a number from 1, like space-start=4".to_owned();
+    let (name, n) = text.split_once('=').ok_or_else(wrong)?;
+    let n = n.parse().ok().filter(|it| *it > 0).ok_or_else(wrong)?;
+    Ok((name.to_owned(), n))
 }
 
 /// Reads the command line, the environment and the file.

@@ -112,8 +112,20 @@ fn private_folder(folder: &std::path::Path) -> std::io::Result<()> {
 }
 
 fn start_workers(core: &Arc<Core>, args: &ServeArgs) -> Result<Workers, String> {
+    let known = podyard::task::names();
+    let kind = |name: &str, option: &str| {
+        let found = known.iter().find(|it| **it == name).copied();
+        found.ok_or_else(|| format!("{option} {name}: there is no such kind of task; there are {}", known.join(", ")))
+    };
+    let names: Result<Vec<_>, _> = args.task_names.iter().map(|it| kind(it, "--task-names")).collect();
+    let names = Some(names?).filter(|it| !it.is_empty());
+    for (name, _) in &args.task_limit {
+        kind(name, "--task-limit")?;
+    }
     let options = WorkerOptions {
         slots: args.task_slots as usize,
+        names,
+        limits: args.task_limit.iter().cloned().collect(),
         lease: Duration::from_secs(args.task_lease),
         keep: Duration::from_secs(args.task_retention * 86_400),
         grace: Duration::from_secs(args.shutdown_grace),
