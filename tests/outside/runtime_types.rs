@@ -4,9 +4,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Answer, Client, House, Kind, at_once, body, key};
 
-// MySQL makes no tables in transactions, and so no types at run time.
 on_each_database!(
-    without mysql:
     a_type_is_defined_and_its_rows_are_as_all_others,
     rows_are_their_owners,
     ranks_of_types_and_fields_hold,

@@ -144,6 +144,7 @@ pub struct Db(Arc<Shared>);
 
 struct Shared {
     dialect: Dialect,
+    url: DatabaseUrl,
     /// Tells connections of this database from those of another in the same
     /// process (tests open several).
     serial: u64,
@@ -258,6 +259,7 @@ impl Db {
         static SERIAL: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
         let _ = diesel::connection::set_default_instrumentation(counting);
         let serial = SERIAL.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let place = url.clone();
         let shared = match url {
             DatabaseUrl::Sqlite(path) => {
                 private_file(path)?;
@@ -265,6 +267,7 @@ impl Db {
                 let writer = writer::Writer::start(connect_sqlite(path, true)?, options)?;
                 Shared {
                     dialect: Dialect::Sqlite,
+                    url: place,
                     serial,
                     sqlite: Some(path.clone()),
                     pool: pool::Threads::sqlite(path, options)?,
@@ -273,6 +276,7 @@ impl Db {
             }
             DatabaseUrl::Postgres(url) => Shared {
                 dialect: Dialect::Postgres,
+                url: place,
                 serial,
                 sqlite: None,
                 pool: pool::Threads::postgres(url, options)?,
@@ -281,6 +285,7 @@ impl Db {
             #[cfg(feature = "mysql")]
             DatabaseUrl::Mysql(url) => Shared {
                 dialect: Dialect::Mysql,
+                url: place,
                 serial,
                 sqlite: None,
                 pool: pool::Threads::mysql(url, options)?,
@@ -298,6 +303,12 @@ impl Db {
     #[must_use]
     pub fn dialect(&self) -> Dialect {
         self.0.dialect
+    }
+
+    /// A connection beside those of the pool: for what must not be in any
+    /// transaction and is rare.
+    pub(crate) fn apart(&self) -> Result<AnyConnection> {
+        migrate::connect(&self.0.url)
     }
 
     /// Jobs that wait for a connection now: for the metrics.

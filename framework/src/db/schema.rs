@@ -5,9 +5,6 @@ use super::{AnyConnection, ColumnType, Dialect, Sql, load, load_one};
 use crate::Result;
 use crate::model::Meta;
 
-/// The longest text in an indexed column of MySQL: `portable::TEXT_KEY`.
-const MYSQL_TEXT_KEY: usize = 255;
-
 fn expected(column: ColumnType, dialect: Dialect) -> &'static str {
     match (column, dialect) {
         (ColumnType::Float, Dialect::Mysql) => "double",
@@ -137,10 +134,16 @@ pub fn differences(conn: &mut AnyConnection, meta: &'static Meta) -> Result<Vec<
         }
     }
     if dialect == Dialect::Mysql {
-        for field in meta.stored().filter(|f| f.max > MYSQL_TEXT_KEY) {
-            if indexes.iter().any(|(first, last, _)| first == field.name || last == field.name) {
+        let lengths = Sql::new(
+            "SELECT CAST(column_name AS CHAR), CAST(character_maximum_length AS SIGNED) FROM \
+             information_schema.columns WHERE table_schema = DATABASE() AND data_type = 'varchar' AND table_name = ",
+        );
+        let lengths = load::<(String, i64)>(conn, lengths.value(table))?;
+        for field in meta.stored() {
+            let length = lengths.iter().find(|(name, _)| name == field.name).map(|(_, length)| *length);
+            if let Some(length) = length.filter(|it| usize::try_from(*it).is_ok_and(|it| it < field.max)) {
                 found.push(format!(
-                    "{table}.{}: is indexed, and so holds {MYSQL_TEXT_KEY} characters, not {}",
+                    "{table}.{}: is indexed, and so holds {length} characters, not {}",
                     field.name, field.max
                 ));
             }

@@ -168,15 +168,16 @@ impl Model for ResourceType {
             let message = format!("resource type {} is still referred to by {by}", self.keyword);
             return Err(Error::conflict(message).class("ResourceInUseError"));
         }
+        // First: who creates a row holds the quotas, and then waits for the table.
+        crate::quota::forget_all(tx, &self.plural)?;
         table::lock(tx, &self.table_name)?;
         if !tx.ctx.force() && table::any_rows(tx, self)? {
             let message = format!("{} has rows; delete them first, or with force=true", self.plural);
             return Err(Error::conflict(message).class("ResourceNotEmptyError"));
         }
         let owned = Owner::parse(&self.owner) != Owner::None;
-        crate::quota::forget_all(tx, &self.plural)?;
         tx.log_all_deleted(&self.keyword, &self.table_name, owned)?;
-        table::drop(tx, self)
+        table::drop_table(tx, &self.table_name)
     }
 
     fn post_delete(&mut self, tx: &mut Tx<'_>) -> Result<()> {
