@@ -16,6 +16,8 @@ on_each_database!(
     requests_during_changes_never_fail_badly,
     of_many_definitions_of_one_name_one_succeeds,
     a_kill_in_the_middle_of_a_change_leaves_the_old_or_the_new,
+    what_fails_or_is_a_rehearsal_leaves_no_table,
+    nothing_is_written_to_a_table_that_was_left,
     a_change_does_not_wait_for_ever,
     the_tables_agree_with_the_definitions,
     what_happens_to_types_is_in_the_audit,
@@ -282,6 +284,8 @@ fn a_kill_in_the_middle_of_a_change_leaves_the_old_or_the_new(kind: Kind) {
         server.kill_9();
         server = house.serve(&[]);
         admin = admin.at(&server.base);
+        // What was begun and not committed goes; the old or the new stays.
+        until("one table is there", Duration::from_secs(20), || (tables(&house, "things") == 1).then_some(()));
         // Definition, table and rows agree, whichever it is.
         let it = admin.get("/resource-types/thing").expect(200).of("resource-type");
         let names: Vec<_> = it["fields"].as_array().unwrap().iter().map(|field| key(field, "name")).collect();
@@ -297,6 +301,65 @@ fn a_kill_in_the_middle_of_a_change_leaves_the_old_or_the_new(kind: Kind) {
         admin.post("/things", &json!({"name": name})).expect(201);
         admin.delete(&format!("/things/{name}")).expect(200);
     }
+}
+
+/// How many tables there are that are a type's or were.
+fn tables(house: &House, plural: &str) -> i64 {
+    let from = match &house.database.url {
+        None => "sqlite_master WHERE type = 'table' AND name".to_owned(),
+        Some(url) if url.starts_with("mysql:") => {
+            "information_schema.tables WHERE table_schema = DATABASE() AND table_name".to_owned()
+        }
+        Some(_) => "information_schema.tables WHERE table_schema = current_schema() AND table_name".to_owned(),
+    };
+    house.count(&format!("SELECT COUNT(*) FROM {from} LIKE 'rt_{plural}_%'"))
+}
+
+fn what_fails_or_is_a_rehearsal_leaves_no_table(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    admin.post("/resource-types?dry_run=true", &device()).expect(200);
+    assert_eq!(tables(&house, "devices"), 0);
+    admin.get("/devices").expect(404);
+    define(&admin, &device());
+    for serial in ["1", "2"] {
+        admin.post("/devices", &json!({"name": serial, "serial": serial})).expect(201);
+    }
+    let fields = json!({"fields": [{"name": "serial"}], "force": true});
+    admin.put("/resource-types/device?dry_run=true", &fields).expect(200);
+    let unique = json!({"fields": [{"name": "serial"}, {"name": "color", "unique": "all"}], "force": true});
+    blames(admin.put("/resource-types/device", &unique), 409, "DuplicateResourceError", &["fields.color"]);
+    admin.delete("/resource-types/device?dry_run=true&force=true").expect(200);
+    assert_eq!(tables(&house, "devices"), 1);
+    assert_eq!(ids(&admin, "/devices?order_by=name"), ["1", "2"]);
+    admin.put("/resource-types/device", &fields).expect(200);
+    assert_eq!(tables(&house, "devices"), 1);
+    admin.delete("/resource-types/device?force=true").expect(200);
+    assert_eq!(tables(&house, "devices"), 0);
+}
+
+/// As a server leaves it that is killed between a change and the end of the
+/// old table, where that is not one transaction.
+fn nothing_is_written_to_a_table_that_was_left(kind: Kind) {
+    let house = House::new(kind);
+    let Some(url) = &house.database.url else { return };
+    let (one, two) = (house.serve(&[]), house.serve(&[]));
+    let (here, there) = (one.admin(), one.admin().at(&two.base));
+    let old = key(&define(&here, &json!({"keyword": "thing"})), "table_name");
+    there.post("/things", &json!({"name": "a"})).expect(201);
+    let changed = here.put("/resource-types/thing", &json!({"description": "New."})).expect(200);
+    let new = key(&changed.of("resource-type"), "table_name");
+    if kind != Kind::Postgres {
+        Session::open(url).execute(&format!("CREATE TABLE \"{old}\" LIKE \"{new}\""));
+    }
+    there.post("/things", &json!({"name": "b"})).expect(201);
+    there.put("/things/a", &json!({"description": "x"})).expect(200);
+    assert_eq!(ids(&here, "/things?order_by=name"), ["a", "b"]);
+    drop(two);
+    let _third = house.serve(&[]);
+    until("it is swept away", Duration::from_secs(20), || (tables(&house, "things") == 1).then_some(()));
+    assert_eq!(ids(&here, "/things?order_by=name"), ["a", "b"]);
 }
 
 fn a_change_does_not_wait_for_ever(kind: Kind) {

@@ -62,14 +62,14 @@ fn indexes(conn: &mut AnyConnection, table: &'static str) -> Result<Vec<(String,
              WHERE c.relname = ",
         )
         .value(table),
-        // Without the flag that an index is partial by on the other databases,
+        // Without the mark that an index is partial by on the other databases,
         // and by the columns that generated ones stand for.
         Dialect::Mysql => Sql::new(
             "SELECT CAST(MIN(CASE WHEN i.n = 1 THEN i.name END) AS CHAR), CAST(REPLACE(MIN(CASE WHEN i.n = i.most \
              THEN i.name END), '__unique', '') AS CHAR), MIN(i.non_unique) = 0 FROM (SELECT s.index_name, \
              s.column_name AS name, s.non_unique, ROW_NUMBER() OVER w AS n, COUNT(*) OVER (PARTITION BY \
              s.index_name) AS most FROM information_schema.statistics s WHERE s.table_schema = DATABASE() AND NOT \
-             (s.column_name = 'deleted' AND s.seq_in_index = 1) AND s.table_name = ",
+             (s.column_name IN ('deleted', 'pending_deleted') AND s.seq_in_index = 1) AND s.table_name = ",
         )
         .value(table)
         .text(" WINDOW w AS (PARTITION BY s.index_name ORDER BY s.seq_in_index)) i GROUP BY i.index_name"),

@@ -378,7 +378,7 @@ impl Change<'_> {
     }
 
     /// A field's value, of a row of the old table.
-    fn value(&self, spec: &FieldSpec) -> Sql<'static> {
+    fn value(&self, spec: &FieldSpec, dialect: Dialect) -> Sql<'static> {
         if self.before(spec).is_none() {
             return Sql::new("").value(default_of(spec));
         }
@@ -386,7 +386,11 @@ impl Change<'_> {
         if !self.is_rebuilt(spec) {
             return Sql::new(name);
         }
-        let cast = format!("CAST({name} AS {})", sql_type(spec.kind.column()));
+        // What is widened on MySQL is so by the column that it comes into.
+        let cast = match dialect {
+            Dialect::Mysql => name,
+            _ => format!("CAST({name} AS {})", sql_type(spec.kind.column())),
+        };
         if spec.nullable() {
             return Sql::new(cast);
         }
@@ -415,7 +419,7 @@ impl Change<'_> {
             run(tx, &format!("ALTER TABLE \"{table}\" ADD COLUMN {}", added(spec, &spec.name, dialect)))?;
             if default_of(spec) != spec.kind.zero(spec.nullable()) {
                 let mut sql = Sql::new(format!("UPDATE \"{table}\" SET \"{}\" = ", spec.name));
-                sql.append(self.value(spec));
+                sql.append(self.value(spec, dialect));
                 db::execute(tx.conn, &sql)?;
             }
         }
@@ -433,7 +437,7 @@ impl Change<'_> {
         let column = added(spec, NEW, tx.conn.dialect());
         run(tx, &format!("ALTER TABLE \"{table}\" ADD COLUMN {column}"))?;
         let mut sql = Sql::new(format!("UPDATE \"{table}\" SET \"{NEW}\" = "));
-        sql.append(self.value(spec));
+        sql.append(self.value(spec, tx.conn.dialect()));
         db::execute(tx.conn, &sql)?;
         run(
             tx,
@@ -452,7 +456,7 @@ impl Change<'_> {
         let mut sql = Sql::new(format!("INSERT INTO \"{}\" ({}) SELECT ", self.new.table_name, names.join(", ")));
         sql.push(names[..base.len()].join(", "));
         for spec in &self.new.fields.0 {
-            sql.push(", ").append(self.value(spec));
+            sql.push(", ").append(self.value(spec, tx.conn.dialect()));
         }
         sql.push(format!(" FROM \"{}\"", self.old.table_name));
         create_apart(tx, self.new, Some(&sql))?;
@@ -521,7 +525,7 @@ impl Change<'_> {
             first.push_str(", ");
             sql.push(first.clone());
         }
-        sql.append(self.value(spec));
+        sql.append(self.value(spec, tx.conn.dialect()));
         sql.push(format!(
             " AS \"rt__new\" FROM \"{}\"{living}) t WHERE \"rt__new\" IS NOT NULL \
              GROUP BY {}\"rt__new\" HAVING COUNT(*) > 1 LIMIT 1",
