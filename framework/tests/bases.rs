@@ -691,7 +691,10 @@ fn an_owners_list_uses_indexes_where_rows_are_shared() {
              'stranger', FALSE, NULL, TRUE, FALSE, NULL, FALSE, 'none', NULL, '', NULL, 1 FROM {rows}"
         );
         let (more, analyze) = match dialect {
-            Dialect::Mysql => ("SET SESSION /*M! max_recursive_iterations */ /*!80000 cte_max_recursion_depth */ = 100000", "ANALYZE TABLE servers"),
+            Dialect::Mysql => (
+                "SET SESSION /*M! max_recursive_iterations */ /*!80000 cte_max_recursion_depth */ = 100000",
+                "ANALYZE TABLE servers",
+            ),
             _ => ("SELECT 1", "ANALYZE"),
         };
         let fill = format!("{more}; {fill}");

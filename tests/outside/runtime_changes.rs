@@ -285,7 +285,9 @@ fn a_kill_in_the_middle_of_a_change_leaves_the_old_or_the_new(kind: Kind) {
         server = house.serve(&[]);
         admin = admin.at(&server.base);
         // What was begun and not committed goes; the old or the new stays.
-        until("one table is there", Duration::from_secs(20), || (tables(&house, "things") == 1).then_some(()));
+        until("one table is there", Duration::from_secs(20), || {
+            (tables(&house, "things") == 1).then_some(())
+        });
         // Definition, table and rows agree, whichever it is.
         let it = admin.get("/resource-types/thing").expect(200).of("resource-type");
         let names: Vec<_> = it["fields"].as_array().unwrap().iter().map(|field| key(field, "name")).collect();
@@ -310,7 +312,9 @@ fn tables(house: &House, plural: &str) -> i64 {
         Some(url) if url.starts_with("mysql:") => {
             "information_schema.tables WHERE table_schema = DATABASE() AND table_name".to_owned()
         }
-        Some(_) => "information_schema.tables WHERE table_schema = current_schema() AND table_name".to_owned(),
+        Some(_) => {
+            "information_schema.tables WHERE table_schema = current_schema() AND table_name".to_owned()
+        }
     };
     house.count(&format!("SELECT COUNT(*) FROM {from} LIKE 'rt_{plural}_%'"))
 }

@@ -33,7 +33,7 @@ fn columns(conn: &mut AnyConnection, table: &'static str) -> Result<Vec<(String,
         Dialect::Mysql => Sql::new(
             "SELECT CAST(column_name AS CHAR), CASE WHEN data_type IN ('longtext', 'varchar') THEN 'text' \
              WHEN column_type = 'tinyint(1)' THEN 'boolean' ELSE CAST(data_type AS CHAR) END, is_nullable = 'NO' \
-             FROM information_schema.columns WHERE table_schema = DATABASE() AND extra NOT LIKE '%GENERATED%' \
+             FROM information_schema.columns WHERE table_schema = DATABASE() AND COALESCE(generation_expression, '') = '' \
              AND table_name = ",
         )
         .value(table)

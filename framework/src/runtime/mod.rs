@@ -16,7 +16,7 @@ mod row;
 mod spec;
 mod table;
 
-pub(crate) use generation::{is_stale, publish, raise, stale};
 pub use generation::{follow, metas, refresh};
+pub(crate) use generation::{is_stale, publish, raise, stale};
 pub use resource::{ResourceType, ResourceTypeCreate, ResourceTypeUpdate};
 pub use spec::{FieldSpec, FieldType, Fields, Ranks, Unique};

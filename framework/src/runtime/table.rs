@@ -372,9 +372,8 @@ impl Change<'_> {
 
     /// Whether a field's column must be made anew.
     fn is_rebuilt(&self, spec: &FieldSpec) -> bool {
-        self.before(spec).is_some_and(|old| {
-            old.kind.column() != spec.kind.column() || old.nullable() != spec.nullable()
-        })
+        self.before(spec)
+            .is_some_and(|old| old.kind.column() != spec.kind.column() || old.nullable() != spec.nullable())
     }
 
     /// A field's value, of a row of the old table.
@@ -453,7 +452,8 @@ impl Change<'_> {
         let base = base_fields(Owner::parse(&self.new.owner));
         let names = base.iter().map(|it| it.name).chain(self.new.fields.0.iter().map(|it| it.name.as_str()));
         let names: Vec<_> = names.map(|it| format!("\"{it}\"")).collect();
-        let mut sql = Sql::new(format!("INSERT INTO \"{}\" ({}) SELECT ", self.new.table_name, names.join(", ")));
+        let mut sql =
+            Sql::new(format!("INSERT INTO \"{}\" ({}) SELECT ", self.new.table_name, names.join(", ")));
         sql.push(names[..base.len()].join(", "));
         for spec in &self.new.fields.0 {
             sql.push(", ").append(self.value(spec, tx.conn.dialect()));
