@@ -215,7 +215,7 @@ pub(super) fn create(tx: &mut Tx<'_>, row: &ResourceType) -> Result<()> {
     run(tx, &definition(row, tx.conn.dialect()))
 }
 
-/// Makes a table past the transaction, and fills it.
+/// Makes a table past the transaction, and fills it; one of a rehearsal goes again.
 fn create_apart(tx: &mut Tx<'_>, row: &ResourceType, fill: Option<&Sql<'_>>) -> Result<()> {
     let table = &row.table_name;
     let sql = Sql::new("INSERT INTO \"podyard_runtime_tables\" (\"name\") VALUES (").value(table).text(")");
@@ -227,10 +227,7 @@ fn create_apart(tx: &mut Tx<'_>, row: &ResourceType, fill: Option<&Sql<'_>>) -> 
     if let (Ok(()), Some(fill)) = (&result, fill) {
         result = db::execute(&mut conn, fill).map(drop);
     }
-    if result.is_err() || tx.rehearsal {
-        drop_apart(&mut conn, table)?;
-    }
-    result
+    if result.is_err() || tx.rehearsal { result.and(drop_apart(&mut conn, table)) } else { result }
 }
 
 /// A connection beside the transaction, which waits for tables but shortly.
