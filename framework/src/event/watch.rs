@@ -16,7 +16,7 @@ use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 
 use super::feed::{Batch, Seat};
 use super::rows::PIECE;
-use super::store::{self, CHUNK, Standing};
+use super::store::{self, CHUNK, Read, Standing};
 use super::{Change, Position, Told, Watched};
 use crate::auth::UserCred;
 use crate::ctx::Ctx;
@@ -198,6 +198,8 @@ async fn begin(ctx: &Ctx, since: Option<Position>) -> Result<Position> {
 
 /// Pieces that may wait for the client, each about [`FRAME`] long.
 const QUEUE: usize = 4;
+/// How soon it is looked again for a record that others wait for.
+const WAIT: Duration = Duration::from_millis(100);
 const FRAME: usize = 64 * 1024;
 
 /// The stream has ended: its client went, or was told why.
@@ -237,7 +239,7 @@ impl Stream {
             format!("retry: 2000\nid: {0}\nevent: ready\ndata: {{\"position\":\"{0}\"}}\n\n", self.at);
         self.send(ready.into()).await?;
         if asked.since.is_some() {
-            self.catch_up().await?;
+            self.catch_up(self.at).await?;
         }
         let options = self.ctx.core().feed.options().clone();
         let mut check = interval(options.check);
@@ -253,14 +255,14 @@ impl Stream {
                 }
                 batch = batches.recv() => match batch {
                     Ok(batch) if batch.from > self.at => {
-                        self.catch_up().await?;
+                        self.catch_up(batch.to).await?;
                         self.at = self.at.max(batch.to);
                     }
                     Ok(batch) => {
                         self.tell(batch.changes.iter()).await?;
                         self.at = self.at.max(batch.to);
                     }
-                    Err(RecvError::Lagged(_)) => self.catch_up().await?,
+                    Err(RecvError::Lagged(_)) => self.catch_up(self.at).await?,
                     Err(RecvError::Closed) => return Err(Ended),
                 },
             }
@@ -298,8 +300,8 @@ impl Stream {
         }
     }
 
-    /// Reads the log itself up to its end.
-    async fn catch_up(&mut self) -> std::result::Result<(), Ended> {
+    /// Reads the log itself up to its end, and at least to a position.
+    async fn catch_up(&mut self, to: Position) -> std::result::Result<(), Ended> {
         loop {
             let at = self.at;
             let read = self.ctx.read(Cost::Bounded, move |tx| {
@@ -312,12 +314,14 @@ impl Stream {
             });
             match read.await {
                 Ok(done) => {
-                    let changes = done.value;
+                    let Read { changes, waits } = done.value;
                     self.tell(changes.iter()).await?;
                     if let Some(last) = changes.last() {
                         self.at = self.at.max(last.at);
                     }
-                    if !i64::try_from(changes.len()).is_ok_and(|n| n == CHUNK) {
+                    if waits && self.at < to {
+                        sleep(WAIT).await;
+                    } else if waits || !i64::try_from(changes.len()).is_ok_and(|n| n == CHUNK) {
                         return Ok(());
                     }
                 }
