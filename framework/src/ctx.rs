@@ -305,6 +305,9 @@ pub struct Tx<'a> {
     pub(crate) rehearsal: bool,
     /// What [`Ctx::nested`] fixes, once it is looked up.
     pub(crate) fixed: Option<context::Fixed>,
+    /// Tables of types that were defined at run time which are held, on MySQL.
+    /// A part that is undone lets none of them go.
+    pub(crate) held: Vec<&'static str>,
 }
 
 impl<'a> Tx<'a> {
@@ -319,6 +322,7 @@ impl<'a> Tx<'a> {
             remembered: None,
             rehearsal: false,
             fixed: None,
+            held: Vec::new(),
         }
     }
 

@@ -343,13 +343,18 @@ impl From<diesel::result::Error> for Error {
                 || text.contains("relation \"rt_") && text.contains("does not exist")
                 || text.contains(".rt_") && text.contains("doesn't exist") =>
             {
-                let text = "the resource type has just changed; try again";
-                Self::unavailable(text, 1).class(crate::runtime::STALE).caused_by(cause)
+                crate::runtime::stale().caused_by(cause)
             }
             // MySQL, where a column that is indexed has a longest text.
             _ if text.contains("Data too long for column") => {
                 let field = text.split('\'').nth(1).unwrap_or_default().to_owned();
                 Self::field(field, "is longer than the database can keep").caused_by(cause)
+            }
+            // MySQL, which counts them when the table is made.
+            _ if text.contains("Too many key") || text.contains("Row size too large") => {
+                Self::bad_request("the database cannot keep so many fields that are indexed")
+                    .class("DatabaseCannotError")
+                    .caused_by(cause)
             }
             _ if [
                 "lock timeout",

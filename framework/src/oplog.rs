@@ -54,7 +54,7 @@ impl Tx<'_> {
         sql.push(", 'drop-' || \"id\", ");
         sql.bind(self.ctx.client_ip().map_or_else(String::new, |ip| ip.to_string()));
         sql.push(", '{\"id\":{\"old\":\"' || \"id\" || '\"}'");
-        let postgres = self.conn.dialect() == Dialect::Postgres;
+        let dialect = self.conn.dialect();
         for (name, column, secret) in columns {
             if *name == "id" || is_clockwork(name) {
                 continue;
@@ -62,7 +62,9 @@ impl Tx<'_> {
             let value = match column {
                 _ if *secret => "'\"***\"'".to_owned(),
                 ColumnType::Bool => format!("CASE WHEN \"{name}\" THEN 'true' ELSE 'false' END"),
-                _ if postgres => format!("to_json(\"{name}\")::text"),
+                _ if dialect == Dialect::Postgres => format!("to_json(\"{name}\")::text"),
+                // JSON_QUOTE knows texts only.
+                _ if dialect == Dialect::Mysql => format!("JSON_EXTRACT(JSON_ARRAY(\"{name}\"), '$[0]')"),
                 _ => format!("json_quote(\"{name}\")"),
             };
             sql.push(format!(

@@ -1,8 +1,7 @@
-//! What the task engine promises, on real databases: SQLite always, and
-//! PostgreSQL and (with the feature `mysql`) MySQL where `PODYARD_TEST_POSTGRES_URL`
-//! and `PODYARD_TEST_MYSQL_URL` name one. `PODYARD_TEST_DATABASES=mysql` leaves the
-//! others out.
+//! What the task engine promises, on real databases (`databases`).
 #![expect(clippy::unwrap_used, reason = "a test may stop at once")]
+
+mod databases;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -10,7 +9,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use diesel::connection::{Connection, SimpleConnection};
 use podyard::auth::{Access, Authenticator, UserCred};
 use podyard::db::{self, DatabaseUrl, Db, Options, Sql};
 use podyard::prelude::*;
@@ -19,6 +17,8 @@ use podyard::task::{Engine, Task, WorkerOptions, Workers};
 use podyard::{Core, Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use databases::TestDb;
 
 // ---------------------------------------------------------------- the object
 
@@ -288,52 +288,9 @@ impl Authenticator for Nobody {
     }
 }
 
-struct TestDb {
-    url: DatabaseUrl,
-    _folder: tempfile::TempDir,
-    /// The server and the database on it.
-    drop: Option<(String, String)>,
-}
-
-/// Runs SQL on a server.
-fn on_server(server: &str, sql: &str) -> Option<()> {
-    #[cfg(feature = "mysql")]
-    if server.starts_with("mysql:") {
-        return diesel::MysqlConnection::establish(server).ok()?.batch_execute(sql).ok();
-    }
-    diesel::PgConnection::establish(server).ok()?.batch_execute(sql).ok()
-}
-
-impl TestDb {
-    fn sqlite() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let url = DatabaseUrl::Sqlite(folder.path().join("test.db"));
-        Self { url, _folder: folder, drop: None }
-    }
-
-    fn of_server(server: &str) -> Self {
-        let name = format!("test_{}", podyard::new_id().replace('-', ""));
-        on_server(server, &format!("CREATE DATABASE {name}")).unwrap();
-        let (base, query) =
-            server.split_once('?').map_or((server, String::new()), |(b, q)| (b, format!("?{q}")));
-        let (base, _) = base.rsplit_once('/').unwrap();
-        let url = format!("{base}/{name}{query}").parse().unwrap();
-        Self { url, _folder: tempfile::tempdir().unwrap(), drop: Some((server.to_owned(), name)) }
-    }
-
-    fn core(&self) -> Arc<Core> {
-        let db = Db::open(&self.url, Options { pool: 8, ..Options::default() }).unwrap();
-        Arc::new(Core::new(db, Arc::new(Nobody)))
-    }
-}
-
-impl Drop for TestDb {
-    fn drop(&mut self) {
-        if let Some((server, name)) = &self.drop {
-            let force = if matches!(self.url, DatabaseUrl::Postgres(_)) { " WITH (FORCE)" } else { "" };
-            let _ = on_server(server, &format!("DROP DATABASE {name}{force}"));
-        }
-    }
+fn core_of(db: &TestDb) -> Arc<Core> {
+    let db = Db::open(&db.url, Options { pool: 8, ..Options::default() }).unwrap();
+    Arc::new(Core::new(db, Arc::new(Nobody)))
 }
 
 /// Runs a test on each database that there is.
@@ -342,24 +299,10 @@ where
     F: Fn(Arc<TestDb>) -> Fut,
     Fut: Future<Output = ()>,
 {
-    let wanted = std::env::var("PODYARD_TEST_DATABASES");
-    let is_wanted = |name| wanted.as_ref().map_or(true, |it| it.split(',').any(|it| it.trim() == name));
-    let mut dbs = Vec::new();
-    if is_wanted("sqlite") {
-        dbs.push(TestDb::sqlite());
-    }
-    for (name, variable) in [("postgres", "PODYARD_TEST_POSTGRES_URL"), ("mysql", "PODYARD_TEST_MYSQL_URL")] {
-        if is_wanted(name)
-            && (name != "mysql" || cfg!(feature = "mysql"))
-            && let Ok(server) = std::env::var(variable)
-        {
-            dbs.push(TestDb::of_server(&server));
-        }
-    }
-    for db in dbs {
+    for db in TestDb::all() {
         db::migrate(&db.url).unwrap();
         let db = Arc::new(db);
-        let core = db.core();
+        let core = core_of(&db);
         core.db.write_blocking(|conn| db::define(conn, TABLES)).unwrap();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -474,7 +417,7 @@ fn is(error: &Error, kind: Kind, class: &str) -> bool {
 #[test]
 fn a_task_exists_if_its_write_commits() {
     each(|db| async move {
-        let core = db.core();
+        let core = core_of(&db);
         let row = gadget(&core).await;
         let failed = row.clone();
         let refused: Result<()> = write(&core, move |tx| {
@@ -504,7 +447,7 @@ fn a_task_exists_if_its_write_commits() {
 #[test]
 fn an_object_has_one_active_task() {
     each(|db| async move {
-        let core = db.core();
+        let core = core_of(&db);
         let row = gadget(&core).await;
         let first = start::<Nop>(&core, &row, podyard::Nothing {}).await.unwrap();
         let error = start::<Nop>(&core, &row, podyard::Nothing {}).await.unwrap_err();
@@ -525,7 +468,7 @@ fn an_object_has_one_active_task() {
 #[test]
 fn effects_happen_once_under_contention() {
     each(|db| async move {
-        let cores = [db.core(), db.core()];
+        let cores = [core_of(&db), core_of(&db)];
         let _workers = [run(&cores[0]), run(&cores[1])];
         let (tasks, steps) = (40, 5);
         let mut all = Vec::new();
@@ -554,7 +497,7 @@ fn effects_happen_once_under_contention() {
 #[test]
 fn a_dead_workers_tasks_are_taken_up() {
     each(|db| async move {
-        let (first, second) = (db.core(), db.core());
+        let (first, second) = (core_of(&db), core_of(&db));
         let row = gadget(&first).await;
         let dying = run(&first);
         let id = start::<LongWalk>(&first, &row, Steps { steps: 4, nap_ms: 300 }).await.unwrap();
@@ -575,7 +518,7 @@ fn a_dead_workers_tasks_are_taken_up() {
 #[test]
 fn a_zombies_commit_is_refused() {
     each(|db| async move {
-        let (first, second) = (db.core(), db.core());
+        let (first, second) = (core_of(&db), core_of(&db));
         let row = gadget(&first).await;
         let zombie = Engine::run(&first, WorkerOptions { slots: 1, ..quick() }).unwrap();
         // Its stage takes far longer than its lease, which nobody renews.
@@ -595,7 +538,7 @@ fn a_zombies_commit_is_refused() {
 #[test]
 fn a_worker_that_lost_its_lease_drops_its_stages() {
     each(|db| async move {
-        let core = db.core();
+        let core = core_of(&db);
         let row = gadget(&core).await;
         let _workers = run(&core);
         let id = start::<LongWalk>(&core, &row, Steps { steps: 1, nap_ms: 1500 }).await.unwrap();
@@ -611,7 +554,7 @@ fn a_worker_that_lost_its_lease_drops_its_stages() {
 #[test]
 fn a_restart_on_the_same_host_need_not_wait_for_the_lease() {
     each(|db| async move {
-        let core = db.core();
+        let core = core_of(&db);
         let row = gadget(&core).await;
         let dying = Engine::run(&core, WorkerOptions { lease: Duration::from_secs(600), ..quick() }).unwrap();
         let id = start::<LongWalk>(&core, &row, Steps { steps: 1, nap_ms: 200 }).await.unwrap();
@@ -631,7 +574,7 @@ fn a_restart_on_the_same_host_need_not_wait_for_the_lease() {
 #[test]
 fn a_callback_resumes_once() {
     each(|db| async move {
-        let core = db.core();
+        let core = core_of(&db);
         let _workers = run(&core);
         let row = gadget(&core).await;
         let id =
@@ -661,7 +604,7 @@ fn a_callback_resumes_once() {
 #[test]
 fn an_early_callback_is_kept() {
     each(|db| async move {
-        let core = db.core();
+        let core = core_of(&db);
         let _workers = run(&core);
         let row = gadget(&core).await;
         let id = start::<Call>(&core, &row, CallParams { within_ms: 20_000, nap_ms: 300 }).await.unwrap();
@@ -678,7 +621,7 @@ fn an_early_callback_is_kept() {
 #[test]
 fn an_early_callback_outlives_its_worker() {
     each(|db| async move {
-        let (first, second) = (db.core(), db.core());
+        let (first, second) = (core_of(&db), core_of(&db));
         let dying = run(&first);
         let row = gadget(&first).await;
         let id = start::<Call>(&first, &row, CallParams { within_ms: 20_000, nap_ms: 400 }).await.unwrap();
@@ -694,7 +637,7 @@ fn an_early_callback_outlives_its_worker() {
 #[test]
 fn a_late_callback_is_refused() {
     each(|db| async move {
-        let core = db.core();
+        let core = core_of(&db);
         let _workers = run(&core);
         let row = gadget(&core).await;
         let id =
@@ -710,7 +653,7 @@ fn a_late_callback_is_refused() {
 #[test]
 fn of_callback_and_timeout_one_wins() {
     each(|db| async move {
-        let cores = [db.core(), db.core()];
+        let cores = [core_of(&db), core_of(&db)];
         let _workers = [run(&cores[0]), run(&cores[1])];
         let won = Arc::new(AtomicUsize::new(0));
         let mut racers = Vec::new();
@@ -749,7 +692,7 @@ fn of_callback_and_timeout_one_wins() {
 #[test]
 fn a_cancel_is_heard_in_each_status() {
     each(|db| async move {
-        let core = db.core();
+        let core = core_of(&db);
         // Queued: nobody runs it yet.
         let row = gadget(&core).await;
         let queued = start::<Call>(&core, &row, CallParams::default()).await.unwrap();
@@ -798,7 +741,7 @@ fn a_cancel_is_heard_in_each_status() {
 #[test]
 fn attempts_are_made_and_then_the_twin_runs() {
     each(|db| async move {
-        let core = db.core();
+        let core = core_of(&db);
         let _workers = run(&core);
         let flaky = async |how: &str, times: i64| {
             let row = gadget(&core).await;
@@ -851,7 +794,7 @@ fn attempts_are_made_and_then_the_twin_runs() {
 #[test]
 fn a_dead_letter_can_be_retried() {
     each(|db| async move {
-        let core = db.core();
+        let core = core_of(&db);
         let _workers = run(&core);
         let row = gadget(&core).await;
         let id = start::<Hopeless>(&core, &row, podyard::Nothing {}).await.unwrap();
@@ -897,7 +840,7 @@ fn a_dead_letter_can_be_retried() {
 #[test]
 fn a_task_whose_object_is_gone_is_cancelled() {
     each(|db| async move {
-        let core = db.core();
+        let core = core_of(&db);
         let row = gadget(&core).await;
         let id = start::<Nop>(&core, &row, podyard::Nothing {}).await.unwrap();
         write(&core, |tx| db::execute(tx.conn, &Sql::new("DELETE FROM gadgets"))).await.unwrap();
@@ -918,7 +861,7 @@ fn a_task_whose_object_is_gone_is_cancelled() {
 #[test]
 fn unknown_tasks_are_left_alone() {
     each(|db| async move {
-        let (old, new) = (db.core(), db.core());
+        let (old, new) = (core_of(&db), core_of(&db));
         let row = gadget(&old).await;
         let walk = start::<LongWalk>(&old, &row, Steps { steps: 1, nap_ms: 0 }).await.unwrap();
         let other = gadget(&old).await;
@@ -949,7 +892,7 @@ fn unknown_tasks_are_left_alone() {
 #[test]
 fn a_drain_hands_back() {
     each(|db| async move {
-        let (first, second) = (db.core(), db.core());
+        let (first, second) = (core_of(&db), core_of(&db));
         let options = WorkerOptions {
             lease: Duration::from_secs(600),
             grace: Duration::from_secs(2),
@@ -985,7 +928,7 @@ fn a_drain_hands_back() {
 #[test]
 fn an_idle_worker_writes_nothing() {
     each(|db| async move {
-        let core = db.core();
+        let core = core_of(&db);
         let _workers = run(&core);
         let row = gadget(&core).await;
         let id = start::<Nop>(&core, &row, podyard::Nothing {}).await.unwrap();
@@ -1005,7 +948,7 @@ fn an_idle_worker_writes_nothing() {
 #[test]
 fn a_do_nothing_task_is_quick() {
     each(|db| async move {
-        let core = db.core();
+        let core = core_of(&db);
         let _workers = Engine::run(&core, WorkerOptions::default()).unwrap();
         let mut took = Vec::new();
         for _ in 0..30 {
@@ -1027,7 +970,7 @@ fn a_do_nothing_task_is_quick() {
 #[test]
 fn a_blocked_runtime_keeps_its_lease() {
     each(|db| async move {
-        let (blocked, other) = (db.core(), db.core());
+        let (blocked, other) = (core_of(&db), core_of(&db));
         let row = gadget(&other).await;
         let id = start::<Block>(&other, &row, podyard::Nothing {}).await.unwrap();
         let core = blocked.clone();
@@ -1051,7 +994,7 @@ fn a_blocked_runtime_keeps_its_lease() {
 #[test]
 fn old_tasks_are_deleted_and_stuck_ones_taken_up() {
     each(|db| async move {
-        let core = db.core();
+        let core = core_of(&db);
         let workers = Engine::run(&core, WorkerOptions { keep: Duration::ZERO, ..quick() }).unwrap();
         let row = gadget(&core).await;
         let id = start::<LongWalk>(&core, &row, Steps { steps: 3, nap_ms: 0 }).await.unwrap();
@@ -1112,7 +1055,7 @@ fn old_tasks_are_deleted_and_stuck_ones_taken_up() {
 #[test]
 fn users_see_their_own_tasks() {
     each(|db| async move {
-        let core = db.core();
+        let core = core_of(&db);
         let _workers = run(&core);
         let cred = |user: &str, level| UserCred {
             user_id: user.into(),
@@ -1192,7 +1135,7 @@ impl Drop for Killed {
 #[test]
 fn workers_are_killed_and_nothing_is_lost_or_done_twice() {
     each(|db| async move {
-        let core = db.core();
+        let core = core_of(&db);
         let url = match &db.url {
             DatabaseUrl::Sqlite(path) => format!("sqlite://{}", path.display()),
             DatabaseUrl::Postgres(url) | DatabaseUrl::Mysql(url) => url.clone(),

@@ -1,7 +1,8 @@
 //! The change feed and the audit in one process, on real sockets: what needs
-//! settings that nobody would run a server with. SQLite always, PostgreSQL
-//! where `PODYARD_TEST_POSTGRES_URL` names one.
+//! settings that nobody would run a server with; on each database (`databases`).
 #![expect(clippy::unwrap_used, reason = "a test may stop at once")]
+
+mod databases;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -9,14 +10,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_web::{App as ActixApp, HttpServer, web};
-use diesel::connection::{Connection as _, SimpleConnection as _};
 use podyard::auth::{Access, Authenticator, UserCred};
-use podyard::db::{self, DatabaseUrl, Db, Options};
+use podyard::db::{self, Db, Options};
 use podyard::event::{self, FeedOptions};
 use podyard::http::{App, HttpOptions};
 use podyard::prelude::*;
 use podyard::{Core, new_id};
 use serde_json::Value;
+
+use databases::TestDb;
 
 /// A note, which is somebody's.
 #[derive(Debug, Clone, Default, Resource)]
@@ -169,30 +171,17 @@ struct House {
     core: Arc<Core>,
     addr: SocketAddr,
     _feed: event::Running,
-    _folder: tempfile::TempDir,
+    _database: TestDb,
     _server: actix_web::dev::ServerHandle,
 }
 
-async fn house(url: Option<String>, feed: FeedOptions) -> House {
-    let folder = tempfile::tempdir().unwrap();
-    let url = match url {
-        Some(url) => DatabaseUrl::Postgres(url),
-        None => DatabaseUrl::Sqlite(folder.path().join("db")),
-    };
+async fn house(database: TestDb, feed: FeedOptions) -> House {
+    let url = database.url.clone();
     let db = tokio::task::spawn_blocking(move || {
         db::migrate(&url).unwrap();
-        match &url {
-            DatabaseUrl::Sqlite(path) => {
-                let mut conn = diesel::SqliteConnection::establish(path.to_str().unwrap()).unwrap();
-                conn.batch_execute(&(TABLES.to_owned() + &owners())).unwrap();
-            }
-            DatabaseUrl::Postgres(url) => {
-                let mut conn = diesel::PgConnection::establish(url).unwrap();
-                conn.batch_execute(&(TABLES.to_owned() + &owners())).unwrap();
-            }
-            DatabaseUrl::Mysql(_) => unreachable!("not one of these tests'"),
-        }
-        Db::open(&url, Options::default()).unwrap()
+        let db = Db::open(&url, Options::default()).unwrap();
+        db.write_blocking(|conn| db::define(conn, &(TABLES.to_owned() + &owners()))).unwrap();
+        db
     });
     let core = Arc::new(Core::new(db.await.unwrap(), Arc::new(Tokens)).with_feed(feed));
     let app = web::Data::new(App::new(core.clone(), HttpOptions::default()));
@@ -206,37 +195,7 @@ async fn house(url: Option<String>, feed: FeedOptions) -> House {
     let server = server.run();
     let handle = server.handle();
     tokio::spawn(server);
-    House { _feed: event::run(&core), core, addr, _folder: folder, _server: handle }
-}
-
-/// A database of its own on the server of the environment.
-struct Database {
-    server: String,
-    name: String,
-}
-
-impl Database {
-    fn new() -> Option<Self> {
-        let server = std::env::var("PODYARD_TEST_POSTGRES_URL").ok()?;
-        let name = format!("w_{}", new_id().replace('-', ""));
-        let mut conn = diesel::PgConnection::establish(&server).unwrap();
-        conn.batch_execute(&format!("CREATE DATABASE {name}")).unwrap();
-        Some(Self { server, name })
-    }
-
-    fn url(&self) -> String {
-        let (base, _) = self.server.rsplit_once('/').unwrap();
-        format!("{base}/{}", self.name)
-    }
-}
-
-impl Drop for Database {
-    fn drop(&mut self) {
-        if let Ok(mut conn) = diesel::PgConnection::establish(&self.server) {
-            // What fails here is left to the end of the server.
-            let _ = conn.batch_execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
-        }
-    }
+    House { _feed: event::run(&core), core, addr, _database: database, _server: handle }
 }
 
 impl House {
@@ -313,14 +272,10 @@ macro_rules! on_each_database {
     ($($name:ident),+ $(,)?) => {$(
         mod $name {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn sqlite() {
-                super::$name(None).await;
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn postgres() {
-                let Some(database) = super::Database::new() else { return };
-                super::$name(Some(database.url())).await;
+            async fn on_each() {
+                for database in super::TestDb::all() {
+                    super::$name(database).await;
+                }
             }
         }
     )+};
@@ -334,9 +289,9 @@ on_each_database!(
     the_process_takes_no_more_streams_than_it_is_set_to,
 );
 
-async fn a_client_that_reads_nothing_is_dropped(url: Option<String>) {
+async fn a_client_that_reads_nothing_is_dropped(database: TestDb) {
     let options = FeedOptions { stall: Duration::from_secs(3), ..FeedOptions::default() };
-    let house = house(url, options).await;
+    let house = house(database, options).await;
     let feed = &house.core.feed;
     let deaf = house.stream("GET", "/notes?watch=true", ADMIN, "");
     let good = house.watch("/notes?watch=true", ADMIN).await;
@@ -374,8 +329,8 @@ async fn notes_of(house: &House, id: &str, token: &str) -> Vec<Value> {
     answer["events"].as_array().unwrap().iter().map(|it| it["notes"].clone()).collect()
 }
 
-async fn the_audit_keeps_to_domains_and_ranks(url: Option<String>) {
-    let house = house(url, FeedOptions::default()).await;
+async fn the_audit_keeps_to_domains_and_ranks(database: TestDb) {
+    let house = house(database, FeedOptions::default()).await;
     let id = house.make("/notes", ANN, serde_json::json!({"name": "hers"})).await;
     let change = r#"{"secret": "s", "remark": "r", "description": "d"}"#;
     assert_eq!(house.ask("PUT", &format!("/notes/{id}"), ADMIN, change).await.0, 200);
@@ -393,8 +348,8 @@ async fn the_audit_keeps_to_domains_and_ranks(url: Option<String>) {
     assert_eq!((status, answer["events"].as_array().unwrap().len()), (200, 2));
 }
 
-async fn rows_hidden_by_a_hook_stay_hidden(url: Option<String>) {
-    let house = house(url, FeedOptions::default()).await;
+async fn rows_hidden_by_a_hook_stay_hidden(database: TestDb) {
+    let house = house(database, FeedOptions::default()).await;
     let ann = house.watch("/leaflets?watch=true", ANN).await;
     let root = house.watch("/leaflets?watch=true", ADMIN).await;
     let hidden = house.make("/leaflets", ADMIN, serde_json::json!({"name": "hidden"})).await;
@@ -408,8 +363,8 @@ async fn rows_hidden_by_a_hook_stay_hidden(url: Option<String>) {
     assert!(all.contains(&hidden), "{all}");
 }
 
-async fn a_shared_row_is_told_to_those_it_is_shared_with(url: Option<String>) {
-    let house = house(url, FeedOptions::default()).await;
+async fn a_shared_row_is_told_to_those_it_is_shared_with(database: TestDb) {
+    let house = house(database, FeedOptions::default()).await;
     let id = house.make("/boards", ANN, serde_json::json!({"name": "secret"})).await;
     let path = format!("/boards/{id}");
     let streams =
@@ -426,8 +381,8 @@ async fn a_shared_row_is_told_to_those_it_is_shared_with(url: Option<String>) {
     house.core.feed.shut_down();
 }
 
-async fn the_process_takes_no_more_streams_than_it_is_set_to(url: Option<String>) {
-    let house = house(url, FeedOptions { per_process: 2, ..FeedOptions::default() }).await;
+async fn the_process_takes_no_more_streams_than_it_is_set_to(database: TestDb) {
+    let house = house(database, FeedOptions { per_process: 2, ..FeedOptions::default() }).await;
     let streams = [house.watch("/notes?watch=true", ANN).await, house.watch("/notes?watch=true", BOB).await];
     let (status, answer) = house.ask("GET", "/notes?watch=true", RED, "").await;
     assert_eq!((status, answer["class"].as_str()), (429, Some("TooManyWatchersError")));

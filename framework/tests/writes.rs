@@ -1,22 +1,25 @@
 //! What writes promise to the hooks of a type: their order, what a savepoint
-//! undoes, what is kept under a key. In process, on SQLite always and on
-//! PostgreSQL where `PODYARD_TEST_POSTGRES_URL` names one.
+//! undoes, what is kept under a key. In process, on each database (`databases`).
 #![expect(clippy::unwrap_used, reason = "a test may stop at once")]
+
+mod databases;
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use actix_web::{App as ActixApp, test as http, web};
-use diesel::connection::{Connection, SimpleConnection};
+use diesel::connection::SimpleConnection;
 use podyard::auth::{Access, Authenticator, UserCred};
-use podyard::db::{self, DatabaseUrl, Db, Options, Sql};
+use podyard::db::{self, Db, Dialect, Options, Sql};
 use podyard::http::{App, HttpOptions};
 use podyard::prelude::*;
 use podyard::{Core, Nothing};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use databases::TestDb;
 
 /// A thing with a document.
 #[derive(Debug, Clone, Default, Resource)]
@@ -216,17 +219,7 @@ impl Authenticator for Names {
 struct Scene {
     core: Arc<Core>,
     who: &'static str,
-    _folder: tempfile::TempDir,
-    drop: Option<(String, String)>,
-}
-
-impl Drop for Scene {
-    fn drop(&mut self) {
-        if let Some((url, name)) = self.drop.take() {
-            let mut conn = diesel::PgConnection::establish(&url).unwrap();
-            let _ = conn.batch_execute(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
-        }
-    }
+    _database: TestDb,
 }
 
 struct Told {
@@ -236,24 +229,13 @@ struct Told {
 }
 
 impl Scene {
-    fn new(url: Option<&str>, who: &'static str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let (database, drop) = match url {
-            None => (DatabaseUrl::Sqlite(folder.path().join("db")), None),
-            Some(url) => {
-                let name = format!("w_{}", podyard::new_id().replace('-', ""));
-                let mut conn = diesel::PgConnection::establish(url).unwrap();
-                conn.batch_execute(&format!("CREATE DATABASE {name}")).unwrap();
-                let base = url.rsplit_once('/').unwrap().0;
-                (DatabaseUrl::Postgres(format!("{base}/{name}")), Some((url.to_owned(), name)))
-            }
-        };
-        db::migrate(&database).unwrap();
-        let db = Db::open(&database, Options::default()).unwrap();
+    fn new(database: TestDb, who: &'static str) -> Self {
+        db::migrate(&database.url).unwrap();
+        let db = Db::open(&database.url, Options::default()).unwrap();
         db.write_blocking(|conn| {
-            conn.batch_execute(TABLES).unwrap();
+            db::define(conn, TABLES).unwrap();
             for table in ["users", "projects", "domains"] {
-                conn.batch_execute(&format!("CREATE TABLE {table} {OWNERS}")).unwrap();
+                db::define(conn, &format!("CREATE TABLE {table} {OWNERS}")).unwrap();
             }
             for (table, id) in [("projects", "p"), ("domains", "default"), ("users", who), ("users", "root")]
             {
@@ -263,7 +245,7 @@ impl Scene {
             Ok(())
         })
         .unwrap();
-        Self { core: Arc::new(Core::new(db, Arc::new(Names))), who, _folder: folder, drop }
+        Self { core: Arc::new(Core::new(db, Arc::new(Names))), who, _database: database }
     }
 
     async fn told(&self, who: &str, method: &str, path: &str, headers: &[(&str, &str)], body: Value) -> Told {
@@ -299,17 +281,16 @@ impl Scene {
     }
 }
 
-/// On SQLite, and on PostgreSQL where there is one.
-async fn on_each<F: AsyncFn(Scene)>(sqlite: &'static str, postgres: &'static str, test: F) {
-    test(Scene::new(None, sqlite)).await;
-    if let Ok(url) = std::env::var("PODYARD_TEST_POSTGRES_URL") {
-        test(Scene::new(Some(&url), postgres)).await;
+/// On each database, as somebody else on each.
+async fn on_each<F: AsyncFn(Scene)>(who: &str, test: F) {
+    for (i, database) in TestDb::all().into_iter().enumerate() {
+        test(Scene::new(database, format!("{who}-{i}").leak())).await;
     }
 }
 
 #[actix_web::test]
 async fn hooks_of_a_batch_run_in_order_and_once_for_all() {
-    on_each("hooks-s", "hooks-p", async |it: Scene| {
+    on_each("hooks", async |it: Scene| {
         let list = json!({"papers": [{"name": "a"}, {"name": "bad"}, {"name": "late"}, {"name": "panic"}, {"name": "b"}]});
         let (status, body) = it.ask("POST", "/papers", list).await;
         assert_eq!(status, 207);
@@ -340,7 +321,7 @@ async fn hooks_of_a_batch_run_in_order_and_once_for_all() {
 
 #[actix_web::test]
 async fn a_savepoint_undoes_its_part() {
-    on_each("parts-s", "parts-p", async |it: Scene| {
+    on_each("parts", async |it: Scene| {
         let (status, body) = it.ask("POST", "/papers/parts", Value::Null).await;
         assert_eq!(status, 200, "{body}");
         let committed = ["committed before", "committed kept", "committed kept after", "committed after"];
@@ -358,7 +339,7 @@ async fn a_savepoint_undoes_its_part() {
 
 #[actix_web::test]
 async fn a_patch_merges_json_and_a_put_replaces_it() {
-    on_each("merge-s", "merge-p", async |it: Scene| {
+    on_each("merge", async |it: Scene| {
         let content = json!({"a": 1, "b": {"c": 2, "d": [1, 2]}});
         let made = json!({"name": "x", "content": content, "note": "n", "weight": 9});
         assert_eq!(it.ask("POST", "/papers", made).await.0, 201);
@@ -387,7 +368,7 @@ async fn a_patch_merges_json_and_a_put_replaces_it() {
 
 #[actix_web::test]
 async fn a_copy_has_what_the_caller_sees() {
-    on_each("copy-s", "copy-p", async |it: Scene| {
+    on_each("copy", async |it: Scene| {
         let made = json!({"name": "x", "content": {"a": "\"q\""}, "hidden": "h", "weight": 7});
         assert_eq!(it.ask("POST", "/papers", made).await.0, 201);
         let (status, body) = it.ask("POST", "/papers/x/copy", json!({"weight": 8})).await;
@@ -406,7 +387,7 @@ async fn a_copy_has_what_the_caller_sees() {
 
 #[actix_web::test]
 async fn answers_that_may_be_secret_are_not_kept() {
-    on_each("secret-s", "secret-p", async |it: Scene| {
+    on_each("secret", async |it: Scene| {
         let key = [("Idempotency-Key", "k")];
         let first = it.told(it.who, "POST", "/papers/tell", &key, Value::Null).await;
         assert_eq!((first.status, &first.body["papers"]["secret"]), (200, &json!("hush")));
@@ -421,7 +402,7 @@ async fn answers_that_may_be_secret_are_not_kept() {
 
 #[actix_web::test]
 async fn an_action_outside_is_never_run_twice() {
-    on_each("slow-s", "slow-p", async |it: Scene| {
+    on_each("slow", async |it: Scene| {
         assert_eq!(it.ask("POST", "/papers", json!({"name": "x"})).await.0, 201);
         let key = [("Idempotency-Key", "k")];
         let input = json!({"gate": it.who});
@@ -458,18 +439,18 @@ async fn an_action_outside_is_never_run_twice() {
 
 #[actix_web::test]
 async fn nothing_is_created_for_who_is_gone() {
-    on_each("gone-s", "gone-p", async |it: Scene| {
+    on_each("gone", async |it: Scene| {
         let told = it.told("ghost", "POST", "/papers", &[], json!({"name": "x"})).await;
         assert_eq!((told.status, &told.body["class"]), (401, &json!("UnauthorizedError")), "{}", told.body);
         assert_eq!(it.count("SELECT COUNT(*) FROM papers") + it.count("SELECT COUNT(*) FROM ops_log"), 0);
         // While a create lasts, its owner stays.
         let ctx = Ctx::new(it.core.clone(), Names.authenticate(it.who).unwrap(), "");
         let gone = it.core.db.clone();
-        let (who, postgres) = (it.who, it.core.db.dialect() == db::Dialect::Postgres);
+        let (who, dialect) = (it.who, it.core.db.dialect());
         let done = ctx.write(None, move |tx| {
             let create = tx.ctx.core().registry.get("papers").unwrap().handler;
             create.create(tx, b"{\"name\": \"y\"}")?;
-            if !postgres {
+            if dialect == Dialect::Sqlite {
                 return Ok(true);
             }
             let sql = Sql::new("SELECT id FROM users WHERE id = ").value(who).text(" FOR UPDATE NOWAIT");
@@ -485,7 +466,7 @@ async fn nothing_is_created_for_who_is_gone() {
 
 #[actix_web::test]
 async fn what_is_old_is_removed() {
-    on_each("old-s", "old-p", async |it: Scene| {
+    on_each("old", async |it: Scene| {
         let day = 24 * 3600 * 1_000_000;
         let now = podyard::now().timestamp_micros();
         it.core

@@ -432,7 +432,10 @@ impl Obstacle {
                 conn.execute(match conn {
                     crate::harness::Session::Postgres(_) => "BEGIN; LOCK TABLE \"kinds\" IN EXCLUSIVE MODE",
                     #[cfg(feature = "mysql")]
-                    crate::harness::Session::Mysql(_) => "BEGIN; SELECT \"id\" FROM \"kinds\" FOR UPDATE",
+                    crate::harness::Session::Mysql(_) => {
+                        // The gaps between the rows too.
+                        "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; BEGIN; SELECT \"id\" FROM \"kinds\" FOR UPDATE"
+                    }
                 });
                 Self::Server(conn)
             }

@@ -5,12 +5,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{House, Kind, at_once, key, kill, random, until};
+use crate::harness::{House, Kind, Session, at_once, key, kill, random, until};
 use crate::runtime_types::{blames, define, device, ids};
 
-// MySQL makes no tables in transactions, and so no types at run time.
 on_each_database!(
-    without mysql:
     a_changed_type_keeps_its_rows,
     a_change_that_would_lose_or_break_rows_is_refused,
     a_type_in_use_is_deleted_by_force_only,
@@ -18,6 +16,8 @@ on_each_database!(
     requests_during_changes_never_fail_badly,
     of_many_definitions_of_one_name_one_succeeds,
     a_kill_in_the_middle_of_a_change_leaves_the_old_or_the_new,
+    what_fails_or_is_a_rehearsal_leaves_no_table,
+    nothing_is_written_to_a_table_that_was_left,
     a_change_does_not_wait_for_ever,
     the_tables_agree_with_the_definitions,
     what_happens_to_types_is_in_the_audit,
@@ -284,6 +284,10 @@ fn a_kill_in_the_middle_of_a_change_leaves_the_old_or_the_new(kind: Kind) {
         server.kill_9();
         server = house.serve(&[]);
         admin = admin.at(&server.base);
+        // What was begun and not committed goes; the old or the new stays.
+        until("one table is there", Duration::from_secs(20), || {
+            (tables(&house, "things") == 1).then_some(())
+        });
         // Definition, table and rows agree, whichever it is.
         let it = admin.get("/resource-types/thing").expect(200).of("resource-type");
         let names: Vec<_> = it["fields"].as_array().unwrap().iter().map(|field| key(field, "name")).collect();
@@ -301,9 +305,68 @@ fn a_kill_in_the_middle_of_a_change_leaves_the_old_or_the_new(kind: Kind) {
     }
 }
 
+/// How many tables there are that are a type's or were.
+fn tables(house: &House, plural: &str) -> i64 {
+    let from = match &house.database.url {
+        None => "sqlite_master WHERE type = 'table' AND name".to_owned(),
+        Some(url) if url.starts_with("mysql:") => {
+            "information_schema.tables WHERE table_schema = DATABASE() AND table_name".to_owned()
+        }
+        Some(_) => {
+            "information_schema.tables WHERE table_schema = current_schema() AND table_name".to_owned()
+        }
+    };
+    house.count(&format!("SELECT COUNT(*) FROM {from} LIKE 'rt_{plural}_%'"))
+}
+
+fn what_fails_or_is_a_rehearsal_leaves_no_table(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    admin.post("/resource-types?dry_run=true", &device()).expect(200);
+    assert_eq!(tables(&house, "devices"), 0);
+    admin.get("/devices").expect(404);
+    define(&admin, &device());
+    for serial in ["1", "2"] {
+        admin.post("/devices", &json!({"name": serial, "serial": serial})).expect(201);
+    }
+    let fields = json!({"fields": [{"name": "serial"}], "force": true});
+    admin.put("/resource-types/device?dry_run=true", &fields).expect(200);
+    let unique = json!({"fields": [{"name": "serial"}, {"name": "color", "unique": "all"}], "force": true});
+    blames(admin.put("/resource-types/device", &unique), 409, "DuplicateResourceError", &["fields.color"]);
+    admin.delete("/resource-types/device?dry_run=true&force=true").expect(200);
+    assert_eq!(tables(&house, "devices"), 1);
+    assert_eq!(ids(&admin, "/devices?order_by=name"), ["1", "2"]);
+    admin.put("/resource-types/device", &fields).expect(200);
+    assert_eq!(tables(&house, "devices"), 1);
+    admin.delete("/resource-types/device?force=true").expect(200);
+    assert_eq!(tables(&house, "devices"), 0);
+}
+
+/// As a server leaves it that is killed between a change and the end of the
+/// old table, where that is not one transaction.
+fn nothing_is_written_to_a_table_that_was_left(kind: Kind) {
+    let house = House::new(kind);
+    let Some(url) = &house.database.url else { return };
+    let (one, two) = (house.serve(&[]), house.serve(&[]));
+    let (here, there) = (one.admin(), one.admin().at(&two.base));
+    let old = key(&define(&here, &json!({"keyword": "thing"})), "table_name");
+    there.post("/things", &json!({"name": "a"})).expect(201);
+    let changed = here.put("/resource-types/thing", &json!({"description": "New."})).expect(200);
+    let new = key(&changed.of("resource-type"), "table_name");
+    if kind != Kind::Postgres {
+        Session::open(url).execute(&format!("CREATE TABLE \"{old}\" LIKE \"{new}\""));
+    }
+    there.post("/things", &json!({"name": "b"})).expect(201);
+    there.put("/things/a", &json!({"description": "x"})).expect(200);
+    assert_eq!(ids(&here, "/things?order_by=name"), ["a", "b"]);
+    drop(two);
+    let _third = house.serve(&[]);
+    until("it is swept away", Duration::from_secs(20), || (tables(&house, "things") == 1).then_some(()));
+    assert_eq!(ids(&here, "/things?order_by=name"), ["a", "b"]);
+}
+
 fn a_change_does_not_wait_for_ever(kind: Kind) {
-    use diesel::connection::SimpleConnection as _;
-    use diesel::prelude::*;
     let house = House::new(kind);
     // SQLite has one writer, which needs no lock of a table.
     let Some(url) = &house.database.url else { return };
@@ -311,8 +374,14 @@ fn a_change_does_not_wait_for_ever(kind: Kind) {
     let admin = server.admin();
     let table = key(&define(&admin, &device()), "table_name");
     admin.post("/devices", &json!({"name": "a", "serial": "1"})).expect(201);
-    let mut other = diesel::PgConnection::establish(url).unwrap();
-    other.batch_execute(&format!("BEGIN; LOCK TABLE \"{table}\" IN ROW EXCLUSIVE MODE")).unwrap();
+    // As a write to a row does.
+    let mut other = Session::open(url);
+    other.execute(&match kind {
+        Kind::Postgres => format!("BEGIN; LOCK TABLE \"{table}\" IN ROW EXCLUSIVE MODE"),
+        _ => format!(
+            "BEGIN; SELECT 1 FROM \"podyard_runtime_tables\" WHERE \"name\" = '{table}' LOCK IN SHARE MODE"
+        ),
+    });
     let start = std::time::Instant::now();
     let change = json!({"description": "New."});
     let refused = admin.put("/resource-types/device", &change).refused(503, "ServiceUnavailableError");
@@ -320,7 +389,7 @@ fn a_change_does_not_wait_for_ever(kind: Kind) {
     admin.delete("/resource-types/device?force=true").refused(503, "ServiceUnavailableError");
     assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
     assert_eq!(ids(&admin, "/devices"), ["a"]);
-    other.batch_execute("ROLLBACK").unwrap();
+    other.execute("ROLLBACK");
     admin.put("/resource-types/device", &change).expect(200);
     assert_eq!(ids(&admin, "/devices"), ["a"]);
 }
@@ -375,6 +444,10 @@ fn actions(house: &House, obj_type: &str, obj_id: &str) -> Vec<String> {
         "SELECT action FROM ops_log WHERE obj_type = '{obj_type}' AND obj_id = '{obj_id}' ORDER BY seq"
     ));
     let rows: Vec<Row> = match &house.database.url {
+        #[cfg(feature = "mysql")]
+        Some(url) if url.starts_with("mysql:") => {
+            query.load(&mut diesel::MysqlConnection::establish(url).unwrap()).unwrap()
+        }
         Some(url) => query.load(&mut diesel::PgConnection::establish(url).unwrap()).unwrap(),
         None => {
             let file = house.data_dir().join("podyard.sqlite3");

@@ -357,7 +357,7 @@ impl Picture {
 
 fn after_a_kill_a_watcher_goes_on_and_has_missed_nothing(kind: Kind) {
     let house = House::new(kind);
-    let mut server = house.serve(&["--max-spaces", "1000"]);
+    let mut server = house.serve(&["--max-spaces", "100000"]);
     let ann = server.admin();
     let watch = Watch::open(&ann, "/spaces?watch=true", None);
     let mut last = watch.ready();
@@ -391,7 +391,7 @@ fn after_a_kill_a_watcher_goes_on_and_has_missed_nothing(kind: Kind) {
             }
             server.kill_9();
         });
-        server = house.serve(&["--max-spaces", "1000"]);
+        server = house.serve(&["--max-spaces", "100000"]);
         watch = Some(Watch::open(&ann.at(&server.base), "/spaces?watch=true", Some(&last)));
         assert_eq!(watch.as_ref().unwrap().ready(), last);
     }

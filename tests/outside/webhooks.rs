@@ -14,9 +14,7 @@ use sha2::Sha256;
 
 use crate::harness::{Answer, Client, House, Kind, body, key, until};
 
-// The tests define a type at run time, which MySQL cannot.
 on_each_database!(
-    without mysql:
     what_happened_is_told_and_signed,
     what_was_refused_is_not_told,
     a_receiver_that_was_down_is_told_later_and_in_order,

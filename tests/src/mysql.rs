@@ -18,9 +18,10 @@ pub fn url() -> Result<String, String> {
     })
 }
 
-/// Makes a session take the SQL that the other databases take.
+/// Makes a session take the SQL that the other databases take, and lock as little as Podyard's do.
 pub const SESSION: &str = "SET SESSION sql_mode = 'ANSI_QUOTES,PIPES_AS_CONCAT,NO_BACKSLASH_ESCAPES' \
-     /*M! , max_recursive_iterations = 10000000 */ /*!80000 , cte_max_recursion_depth = 10000000 */";
+     /*M! , max_recursive_iterations = 10000000 */ /*!80000 , cte_max_recursion_depth = 10000000 */; \
+     SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
 
 /// Runs SQL on a server, of the kind that the others take too.
 ///

@@ -31,7 +31,8 @@ fn sets() -> Vec<&'static MigrationSet> {
     sets
 }
 
-fn connect(url: &DatabaseUrl) -> Result<AnyConnection> {
+/// A connection that may take its time.
+pub(super) fn connect(url: &DatabaseUrl) -> Result<AnyConnection> {
     match url {
         DatabaseUrl::Sqlite(path) => connect_sqlite(path, true),
         DatabaseUrl::Postgres(url) => {

@@ -144,13 +144,13 @@ pub struct Db(Arc<Shared>);
 
 struct Shared {
     dialect: Dialect,
+    url: DatabaseUrl,
     /// Tells connections of this database from those of another in the same
     /// process (tests open several).
     serial: u64,
     sqlite: Option<PathBuf>,
     pool: pool::Threads,
     writer: Option<writer::Writer>,
-    url: DatabaseUrl,
     /// The task engine's own connections to a server.
     engine: std::sync::OnceLock<pool::Threads>,
 }
@@ -315,6 +315,12 @@ impl Db {
             DatabaseUrl::Postgres(url) => Some(url),
             DatabaseUrl::Sqlite(_) | DatabaseUrl::Mysql(_) => None,
         }
+    }
+
+    /// A connection beside those of the pool: for what must not be in any
+    /// transaction and is rare.
+    pub(crate) fn apart(&self) -> Result<AnyConnection> {
+        migrate::connect(&self.0.url)
     }
 
     /// Jobs that wait for a connection now: for the metrics.

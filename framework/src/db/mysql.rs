@@ -27,7 +27,7 @@ fn session() -> String {
     format!(
         "SET SESSION sql_mode = 'ANSI_QUOTES,PIPES_AS_CONCAT,NO_BACKSLASH_ESCAPES,STRICT_ALL_TABLES,\
          NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO', collation_connection = {COLLATION}, \
-         innodb_lock_wait_timeout = 30, max_sort_length = 65536 \
+         innodb_lock_wait_timeout = 30, lock_wait_timeout = 30, max_sort_length = 65536 \
          /*M!100301 , max_statement_time = 120, idle_transaction_timeout = 60 */ \
          /*!80000 , max_execution_time = 120000 */; \
          SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"
@@ -49,7 +49,9 @@ pub(super) fn connect(url: &str) -> Result<AnyConnection> {
     let mut conn = MysqlConnection::establish(url).map_err(Error::internal)?;
     conn.batch_execute(&session())?;
     // A statement that changes a large table may take its time.
-    conn.batch_execute("SET SESSION innodb_lock_wait_timeout = 300 /*M! , max_statement_time = 0 */")?;
+    conn.batch_execute(
+        "SET SESSION innodb_lock_wait_timeout = 300, lock_wait_timeout = 300 /*M! , max_statement_time = 0 */",
+    )?;
     Ok(AnyConnection::Mysql(conn))
 }
 
@@ -100,8 +102,8 @@ struct ColumnRow {
 }
 
 /// Waits until nobody else migrates, and makes what the framework itself
-/// needs: diesel's table of what was run, how far a migration got, and the
-/// rows of the named locks.
+/// needs: diesel's table of what was run, how far a migration got, the rows of
+/// the named locks, and the tables of types that were defined at run time.
 pub(super) fn prepare_to_migrate(conn: &mut MysqlConnection) -> Result<()> {
     // Ends with the connection. One server has many databases.
     let got = sql_query(
@@ -118,8 +120,12 @@ pub(super) fn prepare_to_migrate(conn: &mut MysqlConnection) -> Result<()> {
         ),
         ("podyard_migration_steps", "\"version\" VARCHAR(50) PRIMARY KEY NOT NULL, \"done\" BIGINT NOT NULL"),
         ("podyard_locks", "\"id\" BIGINT PRIMARY KEY NOT NULL"),
+        ("podyard_runtime_tables", "\"name\" VARCHAR(64) PRIMARY KEY NOT NULL"),
     ] {
-        conn.batch_execute(&format!("CREATE TABLE IF NOT EXISTS \"{table}\" ({columns}) ENGINE = InnoDB"))?;
+        conn.batch_execute(&format!(
+            "CREATE TABLE IF NOT EXISTS \"{table}\" ({columns}) ENGINE = InnoDB \
+             DEFAULT CHARSET = utf8mb4 COLLATE = {COLLATION}"
+        ))?;
     }
     let there = sql_query("SELECT COUNT(*) AS value FROM \"podyard_locks\"").get_result::<NumberRow>(conn)?;
     if there.value < LOCK_ROWS {

@@ -396,7 +396,8 @@ fn table(rest: &[Token<'_>], indexes: &[Index]) -> Result<String, String> {
 fn column(item: &[Token<'_>], keys: &[String]) -> Result<(String, String, String), String> {
     let column = name(item.first())?;
     let item = item.get(1..).unwrap_or_default();
-    let rest = after(item, &["DOUBLE", "PRECISION"]).or_else(|| item.get(1..)).ok_or("a type is missing")?;
+    let mut rest =
+        after(item, &["DOUBLE", "PRECISION"]).or_else(|| item.get(1..)).ok_or("a type is missing")?;
     let is_key = keys.contains(&column)
         || rest.windows(2).any(|it| after(it, &["PRIMARY", "KEY"]).is_some())
         || rest.iter().any(|it| it.is("UNIQUE"));
@@ -406,7 +407,13 @@ fn column(item: &[Token<'_>], keys: &[String]) -> Result<(String, String, String
         "TEXT" => "LONGTEXT".to_owned(),
         "INTEGER" => "BIGINT".to_owned(),
         "DOUBLE" => "DOUBLE".to_owned(),
-        _ => item[0].text.to_owned(),
+        // As it is, with its length.
+        _ => {
+            let end = rest.first().filter(|it| it.text == "(").and(rest.iter().position(|it| it.text == ")"));
+            let (length, others) = rest.split_at(end.map_or(0, |end| end + 1));
+            rest = others;
+            format!("{}{}", item[0].text, render(length))
+        }
     };
     let mut out = String::new();
     let mut default = false;
@@ -479,6 +486,16 @@ mod tests {
               ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = C"
             ]
         );
+    }
+
+    #[test]
+    fn a_type_with_a_length_keeps_it() {
+        let got = sql(
+            "CREATE TABLE t (\"id\" TEXT NOT NULL PRIMARY KEY, \"x\" VARCHAR(512) NOT NULL DEFAULT '', \
+             \"deleted\" BOOLEAN NOT NULL); CREATE UNIQUE INDEX \"t__x_key\" ON \"t\" (\"x\") WHERE \"deleted\" = FALSE;",
+        );
+        assert!(got[0].contains("\"x\" VARCHAR(512) NOT NULL DEFAULT '', "), "{got:?}");
+        assert!(got[0].contains("\"x__unique\" VARCHAR(512) GENERATED ALWAYS AS (CASE"), "{got:?}");
     }
 
     #[test]

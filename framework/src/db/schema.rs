@@ -5,9 +5,6 @@ use super::{AnyConnection, ColumnType, Dialect, Sql, load, load_one};
 use crate::Result;
 use crate::model::Meta;
 
-/// The longest text in an indexed column of MySQL: `portable::TEXT_KEY`.
-const MYSQL_TEXT_KEY: usize = 255;
-
 fn expected(column: ColumnType, dialect: Dialect) -> &'static str {
     match (column, dialect) {
         (ColumnType::Float, Dialect::Mysql) => "double",
@@ -36,7 +33,7 @@ fn columns(conn: &mut AnyConnection, table: &'static str) -> Result<Vec<(String,
         Dialect::Mysql => Sql::new(
             "SELECT CAST(column_name AS CHAR), CASE WHEN data_type IN ('longtext', 'varchar') THEN 'text' \
              WHEN column_type = 'tinyint(1)' THEN 'boolean' ELSE CAST(data_type AS CHAR) END, is_nullable = 'NO' \
-             FROM information_schema.columns WHERE table_schema = DATABASE() AND extra NOT LIKE '%GENERATED%' \
+             FROM information_schema.columns WHERE table_schema = DATABASE() AND COALESCE(generation_expression, '') = '' \
              AND table_name = ",
         )
         .value(table)
@@ -65,14 +62,14 @@ fn indexes(conn: &mut AnyConnection, table: &'static str) -> Result<Vec<(String,
              WHERE c.relname = ",
         )
         .value(table),
-        // Without the flag that an index is partial by on the other databases,
+        // Without the mark that an index is partial by on the other databases,
         // and by the columns that generated ones stand for.
         Dialect::Mysql => Sql::new(
             "SELECT CAST(MIN(CASE WHEN i.n = 1 THEN i.name END) AS CHAR), CAST(REPLACE(MIN(CASE WHEN i.n = i.most \
              THEN i.name END), '__unique', '') AS CHAR), MIN(i.non_unique) = 0 FROM (SELECT s.index_name, \
              s.column_name AS name, s.non_unique, ROW_NUMBER() OVER w AS n, COUNT(*) OVER (PARTITION BY \
              s.index_name) AS most FROM information_schema.statistics s WHERE s.table_schema = DATABASE() AND NOT \
-             (s.column_name = 'deleted' AND s.seq_in_index = 1) AND s.table_name = ",
+             (s.column_name IN ('deleted', 'pending_deleted') AND s.seq_in_index = 1) AND s.table_name = ",
         )
         .value(table)
         .text(" WINDOW w AS (PARTITION BY s.index_name ORDER BY s.seq_in_index)) i GROUP BY i.index_name"),
@@ -137,10 +134,16 @@ pub fn differences(conn: &mut AnyConnection, meta: &'static Meta) -> Result<Vec<
         }
     }
     if dialect == Dialect::Mysql {
-        for field in meta.stored().filter(|f| f.max > MYSQL_TEXT_KEY) {
-            if indexes.iter().any(|(first, last, _)| first == field.name || last == field.name) {
+        let lengths = Sql::new(
+            "SELECT CAST(column_name AS CHAR), CAST(character_maximum_length AS SIGNED) FROM \
+             information_schema.columns WHERE table_schema = DATABASE() AND data_type = 'varchar' AND table_name = ",
+        );
+        let lengths = load::<(String, i64)>(conn, lengths.value(table))?;
+        for field in meta.stored() {
+            let length = lengths.iter().find(|(name, _)| name == field.name).map(|(_, length)| *length);
+            if let Some(length) = length.filter(|it| usize::try_from(*it).is_ok_and(|it| it < field.max)) {
                 found.push(format!(
-                    "{table}.{}: is indexed, and so holds {MYSQL_TEXT_KEY} characters, not {}",
+                    "{table}.{}: is indexed, and so holds {length} characters, not {}",
                     field.name, field.max
                 ));
             }

@@ -254,7 +254,7 @@ async fn follow(core: Arc<Core>) {
         while feed.watchers() > 0 {
             match core.db.read(Cost::Bounded, move |conn| store::changes(conn, at)).await {
                 Ok(done) => {
-                    let changes = done.value;
+                    let changes = done.value.changes;
                     if let (Some(first), Some(last)) = (changes.first(), changes.last()) {
                         let lag = now().timestamp_micros() - first.made_at;
                         shared.lag_us.store(lag, Ordering::Relaxed);

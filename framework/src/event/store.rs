@@ -90,18 +90,28 @@ fn wait(dialect: Dialect) -> &'static str {
 /// between taking the number and making the record.
 const GAP: i64 = 2_000_000;
 
-/// Leaves out what stands after numbers that are missing and may yet come.
-fn without_gaps(changes: &mut Vec<Change>, at: Position, now: i64) {
+/// Leaves out what stands after numbers that are missing and may yet come;
+/// tells whether there was any.
+fn without_gaps(changes: &mut Vec<Change>, at: Position, now: i64) -> bool {
     let mut last = at.seq;
     let hole = changes.iter().position(|it| {
         let missing = it.at.seq != std::mem::replace(&mut last, it.at.seq) + 1;
         missing && it.made_at > now - GAP
     });
     changes.truncate(hole.unwrap_or(changes.len()));
+    hole.is_some()
+}
+
+/// Records of the log, in the order of the feed.
+pub(super) struct Read {
+    pub(super) changes: Vec<Change>,
+    /// Whether more are there that have to wait for one that may come before
+    /// them: two seconds at most.
+    pub(super) waits: bool,
 }
 
 /// The next records after a position, in the order of the feed.
-pub(super) fn changes(conn: &mut AnyConnection, at: Position) -> Result<Vec<Change>> {
+pub(super) fn changes(conn: &mut AnyConnection, at: Position) -> Result<Read> {
     let dialect = conn.dialect();
     let mut sql = Sql::new("SELECT ").text(position(dialect)).text(
         ", \"at\", \"obj_type\", \"obj_id\", \"obj_name\", \"obj_version\", \"action\", \"owner_domain_id\", \
@@ -111,10 +121,8 @@ pub(super) fn changes(conn: &mut AnyConnection, at: Position) -> Result<Vec<Chan
     sql.push(" AND ").push(settled(dialect)).push(order(dialect, false));
     sql.push(" LIMIT ").bind(CHUNK).push(wait(dialect));
     let mut changes = db::load(conn, sql)?;
-    if dialect == Dialect::Mysql {
-        without_gaps(&mut changes, at, crate::now().timestamp_micros());
-    }
-    Ok(changes)
+    let waits = dialect == Dialect::Mysql && without_gaps(&mut changes, at, crate::now().timestamp_micros());
+    Ok(Read { changes, waits })
 }
 
 /// Where the feed stands now: after the last record that is settled.

@@ -16,7 +16,7 @@ use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 
 use super::feed::{Batch, Seat};
 use super::rows::PIECE;
-use super::store::{self, CHUNK, Standing};
+use super::store::{self, CHUNK, Read, Standing};
 use super::{Change, Position, Told, Watched};
 use crate::auth::UserCred;
 use crate::context;
@@ -231,6 +231,8 @@ async fn begin(ctx: &Ctx, since: Option<&Since>, log: &str) -> Result<Position> 
 
 /// Pieces that may wait for the client, each about [`FRAME`] long.
 const QUEUE: usize = 4;
+/// How soon it is looked again for a record that others wait for.
+const WAIT: Duration = Duration::from_millis(100);
 const FRAME: usize = 64 * 1024;
 
 /// The stream has ended: its client went, or was told why.
@@ -279,7 +281,7 @@ impl Stream {
         );
         self.send(ready.into()).await?;
         if asked.since.is_some() {
-            self.catch_up().await?;
+            self.catch_up(self.at).await?;
         }
         let options = self.ctx.core().feed.options().clone();
         let mut check = interval(options.check);
@@ -295,14 +297,14 @@ impl Stream {
                 }
                 batch = batches.recv() => match batch {
                     Ok(batch) if batch.from > self.at => {
-                        self.catch_up().await?;
+                        self.catch_up(batch.to).await?;
                         self.at = self.at.max(batch.to);
                     }
                     Ok(batch) => {
                         self.tell(batch.changes.iter()).await?;
                         self.at = self.at.max(batch.to);
                     }
-                    Err(RecvError::Lagged(_)) => self.catch_up().await?,
+                    Err(RecvError::Lagged(_)) => self.catch_up(self.at).await?,
                     Err(RecvError::Closed) => return Err(Ended),
                 },
             }
@@ -340,8 +342,8 @@ impl Stream {
         }
     }
 
-    /// Reads the log itself up to its end.
-    async fn catch_up(&mut self) -> std::result::Result<(), Ended> {
+    /// Reads the log itself up to its end, and at least to a position.
+    async fn catch_up(&mut self, to: Position) -> std::result::Result<(), Ended> {
         loop {
             let at = self.at;
             let read = self.ctx.read(Cost::Bounded, move |tx| {
@@ -354,12 +356,14 @@ impl Stream {
             });
             match read.await {
                 Ok(done) => {
-                    let changes = done.value;
+                    let Read { changes, waits } = done.value;
                     self.tell(changes.iter()).await?;
                     if let Some(last) = changes.last() {
                         self.at = self.at.max(last.at);
                     }
-                    if !i64::try_from(changes.len()).is_ok_and(|n| n == CHUNK) {
+                    if waits && self.at < to {
+                        sleep(WAIT).await;
+                    } else if waits || !i64::try_from(changes.len()).is_ok_and(|n| n == CHUNK) {
                         return Ok(());
                     }
                 }

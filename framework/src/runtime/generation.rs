@@ -22,11 +22,15 @@ pub(crate) fn is_stale(error: &Error) -> bool {
     error.class_name() == STALE
 }
 
+/// It.
+pub(crate) fn stale() -> Error {
+    Error::unavailable("the resource type has just changed; try again", 1).class(STALE)
+}
+
 /// Raises the generation, and so waits for other changes to commit.
 pub(crate) fn raise(tx: &mut Tx<'_>) -> Result<i64> {
-    super::table::be_brief(tx)?;
     let sql = Sql::new("UPDATE \"runtime_generation\" SET \"generation\" = \"generation\" + 1");
-    db::execute(tx.conn, &sql)?;
+    super::table::briefly(tx, &sql)?;
     read(tx.conn)
 }
 
@@ -107,7 +111,7 @@ pub async fn refresh(core: &Arc<Core>) -> Result<bool> {
 }
 
 /// Follows other processes' changes for as long as the process lives, and
-/// clears away old deliveries of webhooks.
+/// clears away old deliveries of webhooks and tables that no type has.
 pub async fn follow(core: Arc<Core>) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -121,6 +125,11 @@ pub async fn follow(core: Arc<Core>) {
             && let Err(error) = crate::webhook::tidy(&core).await
         {
             tracing::warn!(%error, "old deliveries of webhooks could not be cleared away");
+        }
+        if ticks.is_multiple_of(3600)
+            && let Err(error) = super::table::sweep(&core).await
+        {
+            tracing::warn!(%error, "tables that no resource type has could not be dropped");
         }
         ticks += 1;
     }

@@ -169,6 +169,8 @@ impl Model for ResourceType {
             let message = format!("resource type {} is still referred to by {by}", self.keyword);
             return Err(Error::conflict(message).class("ResourceInUseError"));
         }
+        // First: who creates a row holds the quotas, and then waits for the table.
+        crate::quota::forget_all(tx, &self.plural)?;
         table::lock(tx, &self.table_name)?;
         if !tx.ctx.force() && table::any_rows(tx, self)? {
             let message = format!("{} has rows; delete them first, or with force=true", self.plural);
@@ -183,7 +185,7 @@ impl Model for ResourceType {
         let own = own.map(|f| (f.name.as_str(), f.kind.column(), hidden(f.list, f.get.unwrap_or(f.list))));
         let columns: Vec<_> = base.chain(own).collect();
         tx.log_all_deleted(&self.keyword, &self.table_name, owned, &columns)?;
-        table::drop(tx, self)
+        table::drop_table(tx, &self.table_name)
     }
 
     fn post_delete(&mut self, tx: &mut Tx<'_>) -> Result<()> {

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use super::of::{DynType, Own, parse};
 use super::spec::FieldType;
+use super::table;
 use crate::Result;
 use crate::auth::Access;
 use crate::ctx::Tx;
@@ -273,10 +274,14 @@ pub(super) struct DynHandler(pub(super) &'static DynType);
 
 const ROWS: Handler<DynRow> = Handler::NEW;
 
-/// What the handler of all rows does, with the type told for as long.
+/// What the handler of all rows does, with the type told for as long;
+/// `true` where one may write or rely on a row: the table then stays as it is.
 macro_rules! within {
-    ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty;)+) => {$(
+    (holding: $holds:literal; $($name:ident($($arg:ident: $ty:ty),*) -> $out:ty;)+) => {$(
         fn $name(&self, tx: &mut Tx<'_>, $($arg: $ty),*) -> Result<$out> {
+            if $holds {
+                table::hold(tx, self.0.meta.table())?;
+            }
             let _within = Within::new(self.0);
             ROWS.$name(tx, $($arg),*)
         }
@@ -293,11 +298,23 @@ impl ResourceHandler for DynHandler {
     }
 
     within! {
+        holding: false;
         list(request: &ListRequest) -> Reply;
         export(request: &ListRequest, place: &Place) -> Chunk;
         statistics(request: &ListRequest) -> Reply;
         visible() -> Visible;
         get(id: &str, shown: &Shown) -> Reply;
+        show(row: Box<dyn Any + Send>) -> Reply;
+        warm() -> ();
+        uses(column: &'static str, owner: &str) -> Vec<QuotaUse>;
+        existing(watched: &Watched, after: &str) -> Vec<Told>;
+        changed(watched: &Watched, changes: &[Change]) -> Vec<Told>;
+        resolve(id: &str) -> String;
+        visible_ids() -> Sql<'static>;
+    }
+
+    within! {
+        holding: true;
         create(body: &[u8]) -> Reply;
         create_many(bodies: &[String]) -> Vec<Part>;
         apply(body: &[u8]) -> Reply;
@@ -308,13 +325,6 @@ impl ResourceHandler for DynHandler {
         act(id: &str, action: &'static Action, input: &ActionInput, known: &IfMatch) -> Reply;
         act_class(action: &'static Action, input: &ActionInput) -> Reply;
         load(id: &str, known: &IfMatch, change: bool) -> Box<dyn Any + Send>;
-        show(row: Box<dyn Any + Send>) -> Reply;
-        warm() -> ();
-        uses(column: &'static str, owner: &str) -> Vec<QuotaUse>;
-        existing(watched: &Watched, after: &str) -> Vec<Told>;
-        changed(watched: &Watched, changes: &[Change]) -> Vec<Told>;
-        resolve(id: &str) -> String;
-        visible_ids() -> Sql<'static>;
         detach(field: &'static str, id: &str) -> ();
         exists(id: &str) -> bool;
     }

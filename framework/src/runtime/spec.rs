@@ -308,8 +308,9 @@ pub(super) fn check_fields(
             // Its rows go with tables of their own: nothing can hold them.
             blame("references", "a resource type cannot be referred to".into());
         }
-        // PostgreSQL takes 2704 bytes in an index, and a character up to four.
-        let indexed = spec.index || spec.unique.is_some();
+        // PostgreSQL takes 2704 bytes in an index, MySQL 3072 with an id, and
+        // a character up to four.
+        let indexed = spec.indexed() || spec.unique.is_some();
         if text && indexed && spec.max.is_some_and(|max| max > 512.0) {
             blame("max", "must be at most 512 for a field with an index or unique".into());
         }

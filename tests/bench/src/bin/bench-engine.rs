@@ -222,7 +222,8 @@ async fn measure(core: &Arc<Core>, options: &Options) -> Result<serde_json::Valu
         }
         What::Idle { tasks, no_worker } => {
             let rows = jobs(core, tasks).await?;
-            let workers = if no_worker { None } else { Some(run()?) };
+            let slots = if no_worker { 0 } else { options.slots };
+            let workers = Engine::run(core, WorkerOptions { slots, group, ..defaults.clone() })?;
             tokio::time::sleep(Duration::from_millis(1500)).await;
             let ctx = Ctx::system(core);
             for row in rows {
@@ -236,9 +237,7 @@ async fn measure(core: &Arc<Core>, options: &Options) -> Result<serde_json::Valu
                 db::load::<(i64,)>(tx.conn, Sql::new(sql))
             });
             let waits: Vec<i64> = waits.await?.value.into_iter().map(|(it,)| it).collect();
-            if let Some(workers) = workers {
-                workers.drain().await;
-            }
+            workers.drain().await;
             json!({ "tasks": waits.len(), "waits_us": waits })
         }
     })
