@@ -64,10 +64,7 @@ impl CustomizeConnection<AnyConnection, diesel::r2d2::Error> for PostgresSession
         if self.engine {
             // Every statement of the engine goes by an index, also one that
             // was planned when a table was small or its statistics were old.
-            conn.batch_execute(
-                "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off",
-            )
-            .map_err(diesel::r2d2::Error::QueryError)?;
+            conn.batch_execute("SET enable_seqscan = off").map_err(diesel::r2d2::Error::QueryError)?;
         }
         Ok(())
     }

@@ -23,10 +23,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Listens and tells until it is stopped; a lost connection is made anew.
 pub(super) async fn run(worker: Arc<Worker>, url: String, mut stopped: watch::Receiver<bool>) {
     let Ok(mut config) = url.parse::<Config>() else {
-        tracing::warn!("no wake-ups between processes: the database's URL is only known to libpq; tasks are polled");
+        tracing::warn!(
+            "no wake-ups between processes: the database's URL is only known to libpq; tasks are polled"
+        );
         return;
     };
-    config.application_name("podyard-tasks").connect_timeout(PATIENCE).keepalives_idle(Duration::from_secs(30));
+    config
+        .application_name("podyard-tasks")
+        .connect_timeout(PATIENCE)
+        .keepalives_idle(Duration::from_secs(30));
     let mut told = false;
     loop {
         let connected = tokio::select! {

@@ -115,7 +115,9 @@ fn start_workers(core: &Arc<Core>, args: &ServeArgs) -> Result<Workers, String> 
     let known = podyard::task::names();
     let kind = |name: &str, option: &str| {
         let found = known.iter().find(|it| **it == name).copied();
-        found.ok_or_else(|| format!("{option} {name}: there is no such kind of task; there are {}", known.join(", ")))
+        found.ok_or_else(|| {
+            format!("{option} {name}: there is no such kind of task; there are {}", known.join(", "))
+        })
     };
     let names: Result<Vec<_>, _> = args.task_names.iter().map(|it| kind(it, "--task-names")).collect();
     let names = Some(names?).filter(|it| !it.is_empty());

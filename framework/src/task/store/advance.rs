@@ -219,15 +219,16 @@ fn at_once(conn: &mut AnyConnection, worker: &str, rows: &[Row<'_>], now: i64) -
          \"worker_id\" = CASE WHEN m.status = 'running' THEN t.\"worker_id\" END, \
          \"active_key\" = CASE WHEN m.ended THEN NULL ELSE t.\"active_key\" END, \
          \"unique_key\" = CASE WHEN m.ended THEN NULL ELSE t.\"unique_key\" END, \
-         \"ended_at\" = CASE WHEN m.ended THEN w.now END FROM m, w WHERE t.\"id\" = m.id \
-         AND t.\"epoch\" = m.epoch AND t.\"worker_id\" = w.id AND t.\"status\" = 'running' \
+         \"ended_at\" = CASE WHEN m.ended THEN w.now END FROM m, w \
+         WHERE t.\"id\" = ANY(ARRAY(SELECT m.id FROM m)) AND t.\"id\" = m.id AND t.\"epoch\" = m.epoch AND t.\"worker_id\" = w.id AND t.\"status\" = 'running' \
          AND (m.regardless OR t.\"cancel_requested\" = FALSE) \
-         RETURNING t.\"id\", t.\"queue\", t.\"followers\", t.\"open_children\"), \
+         RETURNING t.\"id\", t.\"queue\", t.\"followers\", t.\"open_children\", m.epoch AS of_epoch, m.of_stage, \
+         m.of_attempt, m.of_started, m.outcome, m.note, m.ready, m.due, m.run_at AS next_at, w.id AS by, w.now), \
          log AS (INSERT INTO \"task_history\" (\"task_id\", \"epoch\", \"stage\", \"attempt\", \"worker_id\", \
-         \"started_at\", \"ended_at\", \"outcome\", \"reason\") SELECT m.id, m.epoch, m.of_stage, m.of_attempt, \
-         w.id, m.of_started, w.now, m.outcome, m.note FROM moved JOIN m ON m.id = moved.id, w), \
-         ready AS (INSERT INTO \"task_ready\" (\"task_id\", \"queue\", \"due\", \"run_at\") SELECT m.id, moved.\"queue\", \
-         m.due, m.run_at FROM moved JOIN m ON m.id = moved.id WHERE m.ready) \
+         \"started_at\", \"ended_at\", \"outcome\", \"reason\") SELECT \"id\", of_epoch, of_stage, of_attempt, \
+         by, of_started, now, outcome, note FROM moved), \
+         ready AS (INSERT INTO \"task_ready\" (\"task_id\", \"queue\", \"due\", \"run_at\") SELECT \"id\", \"queue\", \
+         due, next_at FROM moved WHERE ready) \
          SELECT \"id\", \"followers\", \"open_children\" FROM moved",
     );
     let moved: std::collections::HashMap<String, Ended> = db::load::<(String, i64, i64)>(conn, sql)?

@@ -64,6 +64,7 @@ pub(crate) fn claim(
 fn claim_at_once(conn: &mut AnyConnection, worker: &str, now: i64, shares: &[Share]) -> Result<Vec<Claimed>> {
     const OF: &str = "SELECT r.\"task_id\" FROM \"task_ready\" r JOIN \"tasks\" t ON t.\"id\" = r.\"task_id\" \
          WHERE r.\"due\" = TRUE AND r.\"queue\" = ";
+    const IDS: &str = "ARRAY(SELECT \"task_id\" FROM due)";
     const IN_ORDER: &str = " ORDER BY r.\"run_at\", r.\"task_id\" LIMIT ";
     let mut sql = Sql::new("WITH due AS (");
     if let [one] = shares {
@@ -81,13 +82,15 @@ fn claim_at_once(conn: &mut AnyConnection, worker: &str, now: i64, shares: &[Sha
         sql.push("q.queue COLLATE \"C\" AND r.\"run_at\" >= q.floor").push(IN_ORDER);
         sql.push("q.n FOR UPDATE SKIP LOCKED) c");
     }
-    sql.push("), gone AS (DELETE FROM \"task_ready\" r USING due WHERE r.\"task_id\" = due.\"task_id\") ");
+    sql.push("), gone AS (DELETE FROM \"task_ready\" WHERE \"task_id\" = ANY(");
+    // As an array: whatever the planner believes of the tables, it goes by key.
+    sql.push(IDS).push(")) ");
     take(&mut sql, worker, now);
-    sql.push("SELECT \"task_id\" FROM due) RETURNING ").push(CLAIMED);
+    sql.push(" = ANY(").push(IDS).push(") RETURNING ").push(CLAIMED);
     db::load(conn, sql)
 }
 
-/// What a claim changes of a task, up to the list of ids.
+/// What a claim changes of a task, up to what its id must be.
 fn take<'a>(sql: &mut Sql<'a>, worker: &'a str, now: i64) {
     sql.push("UPDATE \"tasks\" SET \"worker_id\" = ").bind(worker);
     sql.push(", \"epoch\" = \"epoch\" + 1, \"version\" = \"version\" + 1, \"updated_at\" = ");
@@ -101,7 +104,7 @@ fn take<'a>(sql: &mut Sql<'a>, worker: &'a str, now: i64) {
     sql.push(" ELSE \"reason_kind\" END, \"reason\" = CASE WHEN \"status\" = 'waiting' THEN ");
     sql.bind("no callback came in time").push(" ELSE \"reason\" END");
     // Last: to MySQL, a column has its new value in what stands after it.
-    sql.push(", \"status\" = 'running' WHERE \"status\" IN ('queued', 'waiting') AND \"id\" IN (");
+    sql.push(", \"status\" = 'running' WHERE \"status\" IN ('queued', 'waiting') AND \"id\"");
 }
 
 fn claim_of(conn: &mut AnyConnection, worker: &str, now: i64, share: &Share) -> Result<Vec<Claimed>> {
@@ -120,7 +123,7 @@ fn claim_of(conn: &mut AnyConnection, worker: &str, now: i64, share: &Share) -> 
     if dialect == Dialect::Sqlite {
         let mut sql = Sql::default();
         take(&mut sql, worker, now);
-        sql.append(due).push(") RETURNING ").push(CLAIMED);
+        sql.push(" IN (").append(due).push(") RETURNING ").push(CLAIMED);
         let claimed: Vec<Claimed> = db::load(conn, sql)?;
         for task in &claimed {
             let sql = Sql::new("DELETE FROM \"task_ready\" WHERE \"task_id\" = ").value(&task.id);
@@ -141,6 +144,7 @@ fn claim_of(conn: &mut AnyConnection, worker: &str, now: i64, share: &Share) -> 
     };
     let mut sql = Sql::default();
     take(&mut sql, worker, now);
+    sql.push(" IN (");
     listed(&mut sql);
     db::execute(conn, &sql)?;
     let mut gone = Sql::new("DELETE FROM \"task_ready\" WHERE \"task_id\" IN (");

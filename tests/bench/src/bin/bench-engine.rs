@@ -233,7 +233,8 @@ async fn measure(core: &Arc<Core>, options: &Options) -> Result<serde_json::Valu
             tokio::time::sleep(Duration::from_secs(2)).await;
             // From the insert, before its commit, to the claim, by the engine's time.
             let waits = ctx.write(None, |tx| {
-                let sql = "SELECT started_at - run_at FROM tasks WHERE task_name = 'one' AND ended_at IS NOT NULL";
+                let sql =
+                    "SELECT started_at - run_at FROM tasks WHERE task_name = 'one' AND ended_at IS NOT NULL";
                 db::load::<(i64,)>(tx.conn, Sql::new(sql))
             });
             let waits: Vec<i64> = waits.await?.value.into_iter().map(|(it,)| it).collect();
@@ -257,7 +258,8 @@ async fn jobs(core: &Arc<Core>, n: usize) -> Result<Vec<Job>> {
     let mut all = Vec::with_capacity(n);
     while all.len() < n {
         let some = (n - all.len()).min(500);
-        let made = ctx.write(None, move |tx| (0..some).map(|_| tx.create(Job::default())).collect::<Result<Vec<_>>>());
+        let made = ctx
+            .write(None, move |tx| (0..some).map(|_| tx.create(Job::default())).collect::<Result<Vec<_>>>());
         all.extend(made.await?.value);
     }
     Ok(all)
@@ -270,7 +272,9 @@ where
     T::Params: Clone,
 {
     let ctx = Ctx::system(core);
-    let done = ctx.write(None, move |tx| rows.iter().try_for_each(|row| tx.start_task::<T>(row, params.clone()).map(drop)));
+    let done = ctx.write(None, move |tx| {
+        rows.iter().try_for_each(|row| tx.start_task::<T>(row, params.clone()).map(drop))
+    });
     done.await?;
     Ok(())
 }
