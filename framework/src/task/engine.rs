@@ -8,6 +8,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::clock::Clock;
+use super::faults::Faults;
 use super::heart::Heart;
 use super::worker::Worker;
 use crate::Result;
@@ -79,6 +80,7 @@ pub struct Engine {
     waker: Arc<Waker>,
     metrics: Arc<Metrics>,
     clock: Arc<Clock>,
+    faults: Faults,
 }
 
 /// How a process runs tasks.
@@ -135,6 +137,10 @@ impl Engine {
 
     pub(crate) fn clock(&self) -> &Arc<Clock> {
         &self.clock
+    }
+
+    pub(super) fn faults(&self) -> &Faults {
+        &self.faults
     }
 
     pub(crate) fn waker(&self) -> Arc<Waker> {

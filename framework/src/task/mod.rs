@@ -60,6 +60,7 @@ mod clock;
 mod commit;
 mod ctx;
 mod engine;
+mod faults;
 mod heart;
 mod outlook;
 mod plan;
@@ -68,6 +69,7 @@ mod share;
 mod stage;
 mod start;
 mod store;
+pub mod testkit;
 mod worker;
 
 use serde::Serialize;

@@ -1,0 +1,8 @@
+//! The proofs of the task engine: what it promises, whatever fails and
+//! whenever. On SQLite, and on PostgreSQL where there is one.
+#![expect(clippy::unwrap_used, reason = "a test may stop at once")]
+
+mod crashes;
+#[path = "../harness/mod.rs"]
+mod harness;
+mod things;
