@@ -126,7 +126,9 @@ impl Drop for Slot {
         if self.worker.running.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.worker.idle.notify_waiters();
         }
-        if self.worker.full.swap(false, Ordering::AcqRel) {
+        // A kind of which only some may run has room again.
+        let was_full = self.kind.options.concurrency.is_some();
+        if self.worker.full.swap(false, Ordering::AcqRel) || was_full {
             self.worker.waker.due();
         }
     }

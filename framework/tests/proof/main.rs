@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may stop at once")]
 
 mod crashes;
+mod features;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod things;
