@@ -2,6 +2,7 @@
 //! whenever. On SQLite, and on PostgreSQL where there is one.
 #![expect(clippy::unwrap_used, reason = "a test may stop at once")]
 
+mod cluster;
 mod crashes;
 mod features;
 #[path = "../harness/mod.rs"]
