@@ -1,7 +1,7 @@
-//! What the task engine promises, on real databases (`databases`).
+//! What the task engine promises, on real databases (`harness`).
 #![expect(clippy::unwrap_used, reason = "a test may stop at once")]
 
-mod databases;
+mod harness;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use podyard::auth::{Access, Authenticator, UserCred};
+use harness::{Nobody, TestDb, until};
+use podyard::auth::{Access, UserCred};
 use podyard::db::{self, DatabaseUrl, Db, Options, Sql};
 use podyard::prelude::*;
 use podyard::registry::Registry;
@@ -17,8 +18,6 @@ use podyard::task::{Engine, Task, WorkerOptions, Workers};
 use podyard::{Core, Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-
-use databases::TestDb;
 
 // ---------------------------------------------------------------- the object
 
@@ -280,35 +279,12 @@ impl Relay {
 
 // ---------------------------------------------------------------- the harness
 
-struct Nobody;
-
-impl Authenticator for Nobody {
-    fn authenticate(&self, _: &str) -> Option<Arc<UserCred>> {
-        None
-    }
-}
-
-fn core_of(db: &TestDb) -> Arc<Core> {
-    let db = Db::open(&db.url, Options { pool: 8, ..Options::default() }).unwrap();
-    Arc::new(Core::new(db, Arc::new(Nobody)))
-}
-
-/// Runs a test on each database that there is.
 fn each<F, Fut>(test: F)
 where
     F: Fn(Arc<TestDb>) -> Fut,
     Fut: Future<Output = ()>,
 {
-    for db in TestDb::all() {
-        db::migrate(&db.url).unwrap();
-        let db = Arc::new(db);
-        let core = core_of(&db);
-        core.db.write_blocking(|conn| db::define(conn, TABLES)).unwrap();
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(test(db.clone()));
-        runtime.shutdown_background();
-    }
+    harness::each(TABLES, test);
 }
 
 fn quick() -> WorkerOptions {
@@ -361,21 +337,6 @@ async fn again(core: &Arc<Core>, row: &Gadget) -> Gadget {
     write(core, move |tx| Gadget::select().eq("id", id).one(tx)).await.unwrap().expect("the gadget")
 }
 
-async fn until<R, F, Fut>(what: &str, f: F) -> R
-where
-    F: Fn() -> Fut,
-    Fut: Future<Output = Option<R>>,
-{
-    let begin = Instant::now();
-    loop {
-        if let Some(it) = f().await {
-            return it;
-        }
-        assert!(begin.elapsed() < Duration::from_secs(30), "waited too long for {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 async fn in_status(core: &Arc<Core>, id: &str, status: &str) -> Task {
     until(status, || async { Some(task(core, id).await).filter(|it| it.status == status) }).await
 }
@@ -417,7 +378,7 @@ fn is(error: &Error, kind: Kind, class: &str) -> bool {
 #[test]
 fn a_task_exists_if_its_write_commits() {
     each(|db| async move {
-        let core = core_of(&db);
+        let core = db.core();
         let row = gadget(&core).await;
         let failed = row.clone();
         let refused: Result<()> = write(&core, move |tx| {
@@ -447,7 +408,7 @@ fn a_task_exists_if_its_write_commits() {
 #[test]
 fn an_object_has_one_active_task() {
     each(|db| async move {
-        let core = core_of(&db);
+        let core = db.core();
         let row = gadget(&core).await;
         let first = start::<Nop>(&core, &row, podyard::Nothing {}).await.unwrap();
         let error = start::<Nop>(&core, &row, podyard::Nothing {}).await.unwrap_err();
@@ -468,7 +429,7 @@ fn an_object_has_one_active_task() {
 #[test]
 fn effects_happen_once_under_contention() {
     each(|db| async move {
-        let cores = [core_of(&db), core_of(&db)];
+        let cores = [db.core(), db.core()];
         let _workers = [run(&cores[0]), run(&cores[1])];
         let (tasks, steps) = (40, 5);
         let mut all = Vec::new();
@@ -497,7 +458,7 @@ fn effects_happen_once_under_contention() {
 #[test]
 fn a_dead_workers_tasks_are_taken_up() {
     each(|db| async move {
-        let (first, second) = (core_of(&db), core_of(&db));
+        let (first, second) = (db.core(), db.core());
         let row = gadget(&first).await;
         let dying = run(&first);
         let id = start::<LongWalk>(&first, &row, Steps { steps: 4, nap_ms: 300 }).await.unwrap();
@@ -518,7 +479,7 @@ fn a_dead_workers_tasks_are_taken_up() {
 #[test]
 fn a_zombies_commit_is_refused() {
     each(|db| async move {
-        let (first, second) = (core_of(&db), core_of(&db));
+        let (first, second) = (db.core(), db.core());
         let row = gadget(&first).await;
         let zombie = Engine::run(&first, WorkerOptions { slots: 1, ..quick() }).unwrap();
         // Its stage takes far longer than its lease, which nobody renews.
@@ -538,7 +499,7 @@ fn a_zombies_commit_is_refused() {
 #[test]
 fn a_worker_that_lost_its_lease_drops_its_stages() {
     each(|db| async move {
-        let core = core_of(&db);
+        let core = db.core();
         let row = gadget(&core).await;
         let _workers = run(&core);
         let id = start::<LongWalk>(&core, &row, Steps { steps: 1, nap_ms: 1500 }).await.unwrap();
@@ -554,7 +515,7 @@ fn a_worker_that_lost_its_lease_drops_its_stages() {
 #[test]
 fn a_restart_on_the_same_host_need_not_wait_for_the_lease() {
     each(|db| async move {
-        let core = core_of(&db);
+        let core = db.core();
         let row = gadget(&core).await;
         let dying = Engine::run(&core, WorkerOptions { lease: Duration::from_secs(600), ..quick() }).unwrap();
         let id = start::<LongWalk>(&core, &row, Steps { steps: 1, nap_ms: 200 }).await.unwrap();
@@ -574,7 +535,7 @@ fn a_restart_on_the_same_host_need_not_wait_for_the_lease() {
 #[test]
 fn a_callback_resumes_once() {
     each(|db| async move {
-        let core = core_of(&db);
+        let core = db.core();
         let _workers = run(&core);
         let row = gadget(&core).await;
         let id =
@@ -604,7 +565,7 @@ fn a_callback_resumes_once() {
 #[test]
 fn an_early_callback_is_kept() {
     each(|db| async move {
-        let core = core_of(&db);
+        let core = db.core();
         let _workers = run(&core);
         let row = gadget(&core).await;
         let id = start::<Call>(&core, &row, CallParams { within_ms: 20_000, nap_ms: 300 }).await.unwrap();
@@ -621,7 +582,7 @@ fn an_early_callback_is_kept() {
 #[test]
 fn an_early_callback_outlives_its_worker() {
     each(|db| async move {
-        let (first, second) = (core_of(&db), core_of(&db));
+        let (first, second) = (db.core(), db.core());
         let dying = run(&first);
         let row = gadget(&first).await;
         let id = start::<Call>(&first, &row, CallParams { within_ms: 20_000, nap_ms: 400 }).await.unwrap();
@@ -637,7 +598,7 @@ fn an_early_callback_outlives_its_worker() {
 #[test]
 fn a_late_callback_is_refused() {
     each(|db| async move {
-        let core = core_of(&db);
+        let core = db.core();
         let _workers = run(&core);
         let row = gadget(&core).await;
         let id =
@@ -653,7 +614,7 @@ fn a_late_callback_is_refused() {
 #[test]
 fn of_callback_and_timeout_one_wins() {
     each(|db| async move {
-        let cores = [core_of(&db), core_of(&db)];
+        let cores = [db.core(), db.core()];
         let _workers = [run(&cores[0]), run(&cores[1])];
         let won = Arc::new(AtomicUsize::new(0));
         let mut racers = Vec::new();
@@ -692,7 +653,7 @@ fn of_callback_and_timeout_one_wins() {
 #[test]
 fn a_cancel_is_heard_in_each_status() {
     each(|db| async move {
-        let core = core_of(&db);
+        let core = db.core();
         // Queued: nobody runs it yet.
         let row = gadget(&core).await;
         let queued = start::<Call>(&core, &row, CallParams::default()).await.unwrap();
@@ -741,7 +702,7 @@ fn a_cancel_is_heard_in_each_status() {
 #[test]
 fn attempts_are_made_and_then_the_twin_runs() {
     each(|db| async move {
-        let core = core_of(&db);
+        let core = db.core();
         let _workers = run(&core);
         let flaky = async |how: &str, times: i64| {
             let row = gadget(&core).await;
@@ -794,7 +755,7 @@ fn attempts_are_made_and_then_the_twin_runs() {
 #[test]
 fn a_dead_letter_can_be_retried() {
     each(|db| async move {
-        let core = core_of(&db);
+        let core = db.core();
         let _workers = run(&core);
         let row = gadget(&core).await;
         let id = start::<Hopeless>(&core, &row, podyard::Nothing {}).await.unwrap();
@@ -840,7 +801,7 @@ fn a_dead_letter_can_be_retried() {
 #[test]
 fn a_task_whose_object_is_gone_is_cancelled() {
     each(|db| async move {
-        let core = core_of(&db);
+        let core = db.core();
         let row = gadget(&core).await;
         let id = start::<Nop>(&core, &row, podyard::Nothing {}).await.unwrap();
         write(&core, |tx| db::execute(tx.conn, &Sql::new("DELETE FROM gadgets"))).await.unwrap();
@@ -861,7 +822,7 @@ fn a_task_whose_object_is_gone_is_cancelled() {
 #[test]
 fn unknown_tasks_are_left_alone() {
     each(|db| async move {
-        let (old, new) = (core_of(&db), core_of(&db));
+        let (old, new) = (db.core(), db.core());
         let row = gadget(&old).await;
         let walk = start::<LongWalk>(&old, &row, Steps { steps: 1, nap_ms: 0 }).await.unwrap();
         let other = gadget(&old).await;
@@ -892,7 +853,7 @@ fn unknown_tasks_are_left_alone() {
 #[test]
 fn a_drain_hands_back() {
     each(|db| async move {
-        let (first, second) = (core_of(&db), core_of(&db));
+        let (first, second) = (db.core(), db.core());
         let options = WorkerOptions {
             lease: Duration::from_secs(600),
             grace: Duration::from_secs(2),
@@ -928,7 +889,7 @@ fn a_drain_hands_back() {
 #[test]
 fn an_idle_worker_writes_nothing() {
     each(|db| async move {
-        let core = core_of(&db);
+        let core = db.core();
         let _workers = run(&core);
         let row = gadget(&core).await;
         let id = start::<Nop>(&core, &row, podyard::Nothing {}).await.unwrap();
@@ -948,7 +909,7 @@ fn an_idle_worker_writes_nothing() {
 #[test]
 fn a_do_nothing_task_is_quick() {
     each(|db| async move {
-        let core = core_of(&db);
+        let core = db.core();
         let _workers = Engine::run(&core, WorkerOptions::default()).unwrap();
         let mut took = Vec::new();
         for _ in 0..30 {
@@ -970,7 +931,7 @@ fn a_do_nothing_task_is_quick() {
 #[test]
 fn a_blocked_runtime_keeps_its_lease() {
     each(|db| async move {
-        let (blocked, other) = (core_of(&db), core_of(&db));
+        let (blocked, other) = (db.core(), db.core());
         let row = gadget(&other).await;
         let id = start::<Block>(&other, &row, podyard::Nothing {}).await.unwrap();
         let core = blocked.clone();
@@ -994,7 +955,7 @@ fn a_blocked_runtime_keeps_its_lease() {
 #[test]
 fn old_tasks_are_deleted_and_stuck_ones_taken_up() {
     each(|db| async move {
-        let core = core_of(&db);
+        let core = db.core();
         let workers = Engine::run(&core, WorkerOptions { keep: Duration::ZERO, ..quick() }).unwrap();
         let row = gadget(&core).await;
         let id = start::<LongWalk>(&core, &row, Steps { steps: 3, nap_ms: 0 }).await.unwrap();
@@ -1055,7 +1016,7 @@ fn old_tasks_are_deleted_and_stuck_ones_taken_up() {
 #[test]
 fn users_see_their_own_tasks() {
     each(|db| async move {
-        let core = core_of(&db);
+        let core = db.core();
         let _workers = run(&core);
         let cred = |user: &str, level| UserCred {
             user_id: user.into(),
@@ -1135,7 +1096,7 @@ impl Drop for Killed {
 #[test]
 fn workers_are_killed_and_nothing_is_lost_or_done_twice() {
     each(|db| async move {
-        let core = core_of(&db);
+        let core = db.core();
         let url = match &db.url {
             DatabaseUrl::Sqlite(path) => format!("sqlite://{}", path.display()),
             DatabaseUrl::Postgres(url) | DatabaseUrl::Mysql(url) => url.clone(),

@@ -385,6 +385,9 @@ impl Db {
     /// # Errors
     /// When the database cannot be reached.
     pub(crate) fn open_engine(&self) -> Result<()> {
+        if self.0.engine.get().is_some() {
+            return Ok(());
+        }
         let threads = match &self.0.url {
             DatabaseUrl::Postgres(url) => pool::Threads::engine(url)?,
             DatabaseUrl::Sqlite(_) | DatabaseUrl::Mysql(_) => return Ok(()),

@@ -4,6 +4,7 @@
 //! the jump first adds its opposite to the offset that all processes share
 //! (`task_clock`).
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -47,13 +48,20 @@ struct Anchor {
 pub(crate) struct Clock {
     anchor: Mutex<Option<Anchor>>,
     /// What a test pretends that the database's clock jumped by, in microseconds.
-    pub(crate) skew: std::sync::atomic::AtomicI64,
+    pub(crate) skew: AtomicI64,
+    /// How far a test is ahead of the time, in microseconds: everybody's time,
+    /// so nothing has jumped.
+    pub(super) ahead: AtomicI64,
 }
 
 impl Clock {
     fn expected(&self, at: i64) -> Option<(i64, i64)> {
         let anchor = *self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
         anchor.map(|it| (it.time + at - it.steady, at - it.steady))
+    }
+
+    fn ahead(&self) -> i64 {
+        self.ahead.load(Ordering::Relaxed)
     }
 
     fn set(&self, time: i64, steady: i64) {
@@ -64,7 +72,7 @@ impl Clock {
     /// it has not for some seconds, so `conn` must be able to write.
     pub(crate) fn now(&self, conn: &mut AnyConnection) -> Result<i64> {
         match self.expected(steady()) {
-            Some((time, age)) if age < FRESH => Ok(time),
+            Some((time, age)) if age < FRESH => Ok(time + self.ahead()),
             _ => self.sync(conn),
         }
     }
@@ -73,14 +81,14 @@ impl Clock {
     /// [`Clock::sync`] has been called, and good enough before.
     pub(super) fn peek(&self, conn: &mut AnyConnection) -> Result<i64> {
         match self.expected(steady()) {
-            Some((time, _)) => Ok(time),
-            None => Ok(self.read(conn)?.0),
+            Some((time, _)) => Ok(time + self.ahead()),
+            None => Ok(self.read(conn)?.0 + self.ahead()),
         }
     }
 
     /// The engine's time by this process alone; zero before the first [`Clock::sync`].
     pub(super) fn time(&self) -> i64 {
-        self.expected(steady()).map_or(0, |(time, _)| time)
+        self.expected(steady()).map_or(0, |(time, _)| time + self.ahead())
     }
 
     /// Whether the database is to be asked again.
@@ -94,12 +102,16 @@ impl Clock {
         let mut sql = Sql::new("SELECT ");
         sql.push(reading(conn.dialect())).push(", \"offset_us\" FROM \"task_clock\" WHERE \"id\" = 1");
         let (clock, offset) = db::load_one::<(i64, i64)>(conn, sql)?.unwrap_or_default();
-        let skew = self.skew.load(std::sync::atomic::Ordering::Relaxed);
+        let skew = self.skew.load(Ordering::Relaxed);
         Ok((clock + skew + offset, offset, before + (steady() - before) / 2))
     }
 
     /// Asks the database, and makes a jump of its clock none.
     pub(super) fn sync(&self, conn: &mut AnyConnection) -> Result<i64> {
+        Ok(self.agree(conn)? + self.ahead())
+    }
+
+    fn agree(&self, conn: &mut AnyConnection) -> Result<i64> {
         for _ in 0..3 {
             let (told, offset, at) = self.read(conn)?;
             let Some((expected, age)) = self.expected(at) else {

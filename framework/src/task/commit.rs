@@ -117,7 +117,7 @@ async fn write(core: &Arc<Core>, items: Vec<(Arc<str>, Arc<Claimed>, Move)>) -> 
         let mut tx = Tx::new(conn, &ctx);
         advance_all(&mut tx, &items)
     });
-    Ok(done.await?.value)
+    Ok(core.tasks.faults().at("commit", done).await?.value)
 }
 
 /// In one transaction: moves tasks on, wakes what that makes ready, and reads

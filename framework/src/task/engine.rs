@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::clock::Clock;
+use super::faults::Faults;
 use super::heart::Heart;
 use super::notify;
 use super::worker::Worker;
@@ -103,6 +104,7 @@ pub struct Engine {
     waker: Arc<Waker>,
     metrics: Arc<Metrics>,
     clock: Arc<Clock>,
+    faults: Faults,
 }
 
 /// How a process runs tasks.
@@ -163,6 +165,10 @@ impl Engine {
 
     pub(crate) fn clock(&self) -> &Arc<Clock> {
         &self.clock
+    }
+
+    pub(super) fn faults(&self) -> &Faults {
+        &self.faults
     }
 
     pub(crate) fn waker(&self) -> Arc<Waker> {

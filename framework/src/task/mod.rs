@@ -60,6 +60,7 @@ mod clock;
 mod commit;
 mod ctx;
 mod engine;
+mod faults;
 mod heart;
 mod notify;
 mod outlook;
@@ -69,6 +70,7 @@ mod share;
 mod stage;
 mod start;
 mod store;
+pub mod testkit;
 mod worker;
 
 use serde::Serialize;

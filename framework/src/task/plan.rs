@@ -284,7 +284,9 @@ impl Rules<'_> {
             status: Status::Queued,
             // A twin has the reason that it is run for.
             why: if winding_up { Why::Keep } else { Why::Set(why.clone()) },
-            delay: self.plan.after.unwrap_or_else(|| backoff(self.now.options, spec, self.task.attempt)),
+            delay: self.until_deadline(
+                self.plan.after.unwrap_or_else(|| backoff(self.now.options, spec, self.task.attempt)),
+            ),
             outcome: "retried",
             ..self.base()
         })
@@ -337,7 +339,7 @@ impl Rules<'_> {
                 Move { retry_stage: base.stage.clone(), data: Some(Some(none)), ..base }
             }
             _ => {
-                let delay = self.plan.after.unwrap_or_default();
+                let delay = self.until_deadline(self.plan.after.unwrap_or_default());
                 Move {
                     status: if delay.is_zero() { here } else { Status::Queued },
                     retry_stage: base.stage.clone(),
@@ -352,7 +354,7 @@ impl Rules<'_> {
     /// No longer than the task may take.
     fn until_deadline(&self, time: Duration) -> Duration {
         match self.task.deadline {
-            Some(deadline) if !self.is_twin() => {
+            Some(deadline) if !self.is_twin() && !self.is_undo() => {
                 time.min(Duration::from_micros(u64::try_from(deadline - self.now.time).unwrap_or(0)))
             }
             _ => time,

@@ -220,7 +220,7 @@ impl Task {
         }
         if status == Status::Running {
             store::ask_to_cancel(tx.conn, &self.base.id, &why, now)?;
-        } else if self.open_children > 0 {
+        } else if status == Status::Waiting && self.open_children > 0 {
             // Who ends last wakes it.
             store::cancel_children(tx.conn, &self.base.id, &why, now)?;
             store::ask_to_cancel(tx.conn, &self.base.id, &why, now)?;

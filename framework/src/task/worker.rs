@@ -1,6 +1,6 @@
 //! The workers of a process: who claims, runs stages and moves tasks on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,7 +59,11 @@ pub(super) struct Worker {
     /// Whether the dispatcher waits for a slot.
     full: AtomicBool,
     idle: Notify,
-    handles: Mutex<HashMap<u64, AbortHandle>>,
+    /// The tasks in slots.
+    handles: Mutex<HashMap<u64, (String, AbortHandle)>>,
+    /// Whether the database may hold tasks as ours that nobody here runs: an
+    /// answer did not come.
+    doubt: AtomicBool,
     serial: AtomicU64,
     shares: Shares,
     committer: Committer,
@@ -83,23 +87,50 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What came of a stage's result.
+enum Committed {
+    /// This worker goes on with the task.
+    On(Box<Next>),
+    /// It does not.
+    Left,
+    /// The task was not ours, or no longer: another worker has it, or an
+    /// earlier try was written and its answer lost.
+    Stale,
+}
+
 /// A slot in use; dropped with the task that uses it, however that ends.
 struct Slot {
     worker: Arc<Worker>,
     serial: u64,
     kind: &'static TaskEntry,
+    /// Whether it is known what became of the task.
+    settled: bool,
+}
+
+impl Slot {
+    async fn work(mut self, worker: &Arc<str>, next: Next) {
+        let of = self.worker.clone();
+        self.settled = of.work(self.kind, worker, next).await;
+    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         self.worker.shares.end(self.kind.name);
         lock(&self.worker.handles).remove(&self.serial);
+        if !self.settled {
+            self.worker.doubt.store(true, Ordering::Release);
+            self.worker.waker.look();
+        }
         self.worker.metrics.running.fetch_sub(1, Ordering::Relaxed);
         if self.worker.running.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.worker.idle.notify_waiters();
         }
         self.worker.waker.free(self.worker.free());
-        if self.worker.full.swap(false, Ordering::AcqRel) {
+        // A kind of which only some may run has room again.
+        let was_full = self.kind.options.concurrency.is_some()
+            || self.worker.options.limits.contains_key(self.kind.name);
+        if self.worker.full.swap(false, Ordering::AcqRel) || was_full {
             self.worker.waker.due();
         }
     }
@@ -149,6 +180,7 @@ impl Worker {
             full: AtomicBool::new(false),
             idle: Notify::new(),
             handles: Mutex::new(HashMap::new()),
+            doubt: AtomicBool::new(false),
             serial: AtomicU64::new(0),
             core,
             options,
@@ -191,6 +223,9 @@ impl Worker {
 
     /// Looks and claims once; tells how long to sleep.
     async fn round(self: &Arc<Self>, looked: &mut Option<Instant>) -> Result<Duration> {
+        if self.doubt.swap(false, Ordering::AcqRel) {
+            self.reclaim().await.inspect_err(|_| self.doubt.store(true, Ordering::Release))?;
+        }
         let due = self.waker.take_due();
         let mut timers = false;
         // Under load nobody sleeps, but dead workers and timers are to be found all the same.
@@ -217,7 +252,8 @@ impl Worker {
             }
         }
         let wanted = free.min(BATCH);
-        let (worker, claimed) = self.claim(wanted, timers).await?;
+        let doubt = |_: &crate::Error| self.doubt.store(true, Ordering::Release);
+        let (worker, claimed) = self.claim(wanted, timers).await.inspect_err(doubt)?;
         let n = claimed.len();
         for next in claimed {
             self.spawn(worker.clone(), next);
@@ -250,7 +286,8 @@ impl Worker {
         let clock = self.core.tasks.clock().clone();
         if clock.is_stale() {
             let clock = clock.clone();
-            self.core.db.write(None, move |conn| clock.sync(conn)).await?;
+            let sync = self.core.db.write(None, move |conn| clock.sync(conn));
+            self.core.tasks.faults().at("clock", sync).await?;
         }
         let look = move |conn: &mut crate::db::AnyConnection| {
             let now = clock.peek(conn)?;
@@ -331,7 +368,7 @@ impl Worker {
             }
             Ok((claimed, cursor))
         });
-        let (claimed, cursor) = done.await?.value;
+        let (claimed, cursor) = self.core.tasks.faults().at("claim", done).await?.value;
         *lock(&self.cursor) = cursor;
         if !fresh && !claimed.is_empty() {
             self.sure(&worker, begun);
@@ -360,28 +397,30 @@ impl Worker {
         self.metrics.running.fetch_add(1, Ordering::Relaxed);
         self.waker.free(self.free());
         self.shares.begin(kind.name);
-        let slot = Slot { worker: self.clone(), serial, kind };
+        let slot = Slot { worker: self.clone(), serial, kind, settled: false };
         let (go, begin) = oneshot::channel();
+        let id = next.0.id.clone();
         let handle = tokio::spawn(async move {
             if begin.await.is_ok() {
-                slot.worker.work(slot.kind, &worker, next).await;
+                slot.work(&worker, next).await;
             }
         });
         // Its handle first, so that it cannot end before it is there.
-        lock(&self.handles).insert(serial, handle.abort_handle());
+        lock(&self.handles).insert(serial, (id, handle.abort_handle()));
         let _ = go.send(());
     }
 
     /// Runs a task's stages, one after another, until it has to wait, ends, or
-    /// is no longer ours.
-    async fn work(&self, kind: &'static TaskEntry, worker: &Arc<str>, (mut task, mut object): Next) {
+    /// is no longer ours. Tells whether it knows which of them.
+    async fn work(&self, kind: &'static TaskEntry, worker: &Arc<str>, (mut task, mut object): Next) -> bool {
         loop {
             let task_now = Arc::new(task);
             let plan = self.attempt(kind, &task_now, object.take()).await;
             Metrics::add(&self.metrics.stages, 1);
             match self.commit(kind, worker, &task_now, plan).await {
-                Some(next) => (task, object) = *next,
-                None => return,
+                Committed::On(next) => (task, object) = *next,
+                Committed::Left => return true,
+                Committed::Stale => return false,
             }
         }
     }
@@ -415,7 +454,8 @@ impl Worker {
             Err(error) => return Plan::of(Step::Fail(format!("its credential: {error}").into())),
         };
         let ctx = Ctx::task(self.core.clone(), Arc::new(cred), task.id.as_str());
-        let run = AssertUnwindSafe((kind.run)(ctx, task.clone(), object)).catch_unwind();
+        let run = self.core.tasks.faults().at("stage", (kind.run)(ctx, task.clone(), object));
+        let run = AssertUnwindSafe(run).catch_unwind();
         match timeout(limit, run).await {
             Err(_) => {
                 let text = format!("{} took longer than {} s", task.stage, limit.as_secs_f64().ceil());
@@ -451,7 +491,7 @@ impl Worker {
         worker: &Arc<str>,
         task: &Arc<Claimed>,
         mut plan: Plan,
-    ) -> Option<Box<Next>> {
+    ) -> Committed {
         let mut pause = Duration::from_millis(100);
         let mut cancel = false;
         loop {
@@ -472,7 +512,7 @@ impl Worker {
             match written {
                 Ok(Written::On(next)) => {
                     self.count(&to);
-                    return next;
+                    return next.map_or(Committed::Left, Committed::On);
                 }
                 Ok(Written::Cancelled(effect, spawns)) => {
                     cancel = true;
@@ -487,7 +527,7 @@ impl Worker {
                         epoch = task.epoch,
                         "a result came too late"
                     );
-                    return None;
+                    return Committed::Stale;
                 }
                 // The effect was tried and is used up: this attempt has
                 // failed. If it was written all the same and only the answer
@@ -517,7 +557,7 @@ impl Worker {
         let (worker, of) = (worker.clone(), task.clone());
         let done =
             ctx.write(None, move |tx| commit::with_effect(tx, kind, &worker, &of, &to, effect, spawns));
-        Ok(done.await?.value)
+        Ok(self.core.tasks.faults().at("effect", done).await?.value)
     }
 
     fn count(&self, to: &Move) {
@@ -528,6 +568,29 @@ impl Worker {
             (Status::Queued, None) => Metrics::add(&self.metrics.retried, 1),
             _ => {}
         }
+    }
+
+    /// Takes up what the database has as ours and nobody here runs: a claim or
+    /// a commit was written and its answer lost. Between two claims, so that
+    /// none is on its way.
+    async fn reclaim(&self) -> Result<()> {
+        let id = lock(&self.lease).id.clone();
+        let held = self.core.db.read(Cost::Bounded, move |conn| store::holding(conn, &id)).await?.value;
+        // In this order: what ends meanwhile is written before it leaves its slot.
+        let here: HashSet<String> = lock(&self.handles).values().map(|(id, _)| id.clone()).collect();
+        for (id, epoch) in held.into_iter().filter(|(id, _)| !here.contains(id)) {
+            let (task, clock) = (id.clone(), self.core.tasks.clock().clone());
+            let done = self.core.db.write_engine(move |conn| {
+                let now = clock.now(conn)?;
+                store::take_one(conn, &task, epoch, now)
+            });
+            if self.core.tasks.faults().at("reclaim", done).await?.value {
+                tracing::info!(task = id, "took up a task of which no answer came");
+                Metrics::add(&self.metrics.recovered, 1);
+                self.waker.due();
+            }
+        }
+        Ok(())
     }
 
     /// Takes up what dead workers had.
@@ -541,7 +604,7 @@ impl Worker {
             }
             Ok(n)
         });
-        let n = done.await?.value;
+        let n = self.core.tasks.faults().at("recover", done).await?.value;
         if n > 0 {
             tracing::info!(tasks = n, "took up the tasks of a worker that is gone");
             Metrics::add(&self.metrics.recovered, n);
@@ -593,7 +656,7 @@ impl Worker {
                 let now = clock.now(conn)?;
                 store::take_one(conn, &id, epoch, now)
             };
-            if self.core.db.write(None, take).await?.value {
+            if self.core.tasks.faults().at("tidy", self.core.db.write(None, take)).await?.value {
                 tracing::warn!(task = task.id, stage = task.stage, "took a stuck task from its worker");
                 Metrics::add(&self.metrics.recovered, 1);
                 self.waker.due();
@@ -610,7 +673,7 @@ impl Worker {
                 let now = clock.now(conn)?;
                 store::forget(conn, now - keep, FORGET)
             };
-            let n = self.core.db.write(None, forget).await?.value;
+            let n = self.core.tasks.faults().at("tidy", self.core.db.write(None, forget)).await?.value;
             if n == 0 {
                 return Ok(());
             }
@@ -632,17 +695,19 @@ impl Worker {
             let now = time.now(conn)?;
             store::renew(conn, &worker, now)
         };
-        match self.core.db.write_engine_blocking(beat) {
+        let faults = self.core.tasks.faults();
+        match faults.at_blocking("beat", || self.core.db.write_engine_blocking(beat)) {
             Ok(true) => self.sure(&id, begun),
             Ok(false) => {
                 tracing::warn!(worker = %id, "others took up this worker's tasks; it drops them");
                 *lock(&self.lease) = Lease { id: new_id().into(), sure: None };
                 self.abandon();
                 // What it claimed since, under the old name.
-                let freed = self.core.db.write_engine_blocking(move |conn| {
+                let free = move |conn: &mut crate::db::AnyConnection| {
                     let now = clock.now(conn)?;
                     store::take_back(conn, &id, None, now, "lost", false)
-                });
+                };
+                let freed = faults.at_blocking("give back", || self.core.db.write_engine_blocking(free));
                 if let Err(error) = freed {
                     tracing::warn!(%error, "tasks could not be given back");
                 }
@@ -653,7 +718,7 @@ impl Worker {
 
     /// Stops all stages where they are.
     pub(super) fn abandon(&self) {
-        let handles: Vec<_> = lock(&self.handles).drain().map(|(_, handle)| handle).collect();
+        let handles: Vec<_> = lock(&self.handles).drain().map(|(_, (_, handle))| handle).collect();
         for handle in handles {
             handle.abort();
         }
@@ -686,7 +751,7 @@ impl Worker {
             let now = clock.now(conn)?;
             store::take_back(conn, &id, None, now, "given back", true)
         });
-        match done.await.map(|it| it.value.unwrap_or(0)) {
+        match self.core.tasks.faults().at("give back", done).await.map(|it| it.value.unwrap_or(0)) {
             Ok(n) if n > 0 => tracing::info!(tasks = n, "gave tasks back"),
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "tasks could not be given back; the lease will end"),

@@ -215,7 +215,7 @@ fn at_once(conn: &mut AnyConnection, worker: &str, rows: &[Row<'_>], now: i64) -
          \"attempt\" = m.attempt, \"data\" = m.data, \"reason_kind\" = m.reason_kind, \"reason\" = m.reason, \
          \"cancelling\" = m.cancelling, \"progress\" = m.progress, \"progress_text\" = m.progress_text, \
          \"run_at\" = m.run_at, \"started_at\" = m.started_at, \"epoch\" = m.next_epoch, \"undo\" = m.undo, \
-         \"ending\" = m.ending, \"open_children\" = CASE WHEN m.ended THEN t.\"open_children\" ELSE m.children END, \
+         \"ending\" = m.ending, \"open_children\" = CASE WHEN m.status = 'waiting' THEN m.children ELSE t.\"open_children\" END, \
          \"worker_id\" = CASE WHEN m.status = 'running' THEN t.\"worker_id\" END, \
          \"active_key\" = CASE WHEN m.ended THEN NULL ELSE t.\"active_key\" END, \
          \"unique_key\" = CASE WHEN m.ended THEN NULL ELSE t.\"unique_key\" END, \
@@ -270,7 +270,9 @@ fn one(conn: &mut AnyConnection, worker: &str, row: &Row<'_>, now: i64) -> Resul
             .push(", \"unique_key\" = ")
             .bind(Value::Text(None));
         sql.push(", \"ended_at\" = ").bind(now);
-    } else {
+    }
+    // Those that it waited for in vain are its own until it ends.
+    if row.status == Status::Waiting.as_str() {
         sql.push(", \"open_children\" = ").bind(row.children);
     }
     if row.status != Status::Running.as_str() {

@@ -118,6 +118,13 @@ pub(crate) fn running(conn: &mut AnyConnection, now: i64, age: i64) -> Result<Ve
     db::load(conn, sql)
 }
 
+/// The tasks that run for a worker, and their epochs.
+pub(crate) fn holding(conn: &mut AnyConnection, worker: &str) -> Result<Vec<(String, i64)>> {
+    let mut sql = Sql::new("SELECT \"id\", \"epoch\" FROM \"tasks\" WHERE \"active_key\" IS NOT NULL");
+    sql.push(" AND \"status\" = 'running' AND \"worker_id\" = ").bind(worker);
+    db::load(conn, sql)
+}
+
 /// Takes one task from a worker that does not end it.
 pub(crate) fn take_one(conn: &mut AnyConnection, id: &str, epoch: i64, now: i64) -> Result<bool> {
     let mut sql = Sql::new("SELECT \"id\" FROM \"tasks\" WHERE \"id\" = ").value(id);

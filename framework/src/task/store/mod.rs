@@ -19,7 +19,7 @@ use crate::db::{self, AnyConnection, Dialect, FromRow, RowReader, Sql, Value};
 
 pub(super) use advance::{Advanced, Move, Why, advance, held};
 pub(super) use claim::{Look, Share, claim, heads, look, promote_timers};
-pub(super) use keep::{forget, history, running, take_one};
+pub(super) use keep::{forget, history, holding, running, take_one};
 pub(super) use lanes::{Entered, enter, lane_under};
 pub(super) use lease::{Process, Seen, lease, renew, seen, take_back};
 pub(super) use outside::{

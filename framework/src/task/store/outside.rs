@@ -116,7 +116,7 @@ pub(crate) fn cancel_children(conn: &mut AnyConnection, id: &str, why: &Reason, 
         if cancelling || crate::task::is_winding_up(&stage) {
             continue;
         }
-        if status == "running" || children > 0 {
+        if status == "running" || (status == "waiting" && children > 0) {
             ask_to_cancel(conn, &child, why, now)?;
         } else {
             cancel(conn, &child, why, now)?;
