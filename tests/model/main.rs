@@ -1,0 +1,4 @@
+//! Models.
+mod callback;
+mod lease;
+mod search;
