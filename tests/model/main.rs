@@ -1,4 +1,5 @@
 //! Models.
 mod callback;
+mod lane;
 mod lease;
 mod search;
