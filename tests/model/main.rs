@@ -1,5 +1,6 @@
 //! Models.
 mod callback;
+mod fan_in;
 mod lane;
 mod lease;
 mod search;
