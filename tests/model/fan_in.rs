@@ -43,6 +43,8 @@ struct FanIn {
     any_parent: bool,
     /// A move that does not end the task forgets its open children.
     forget_children: bool,
+    /// Once the time is up, nobody knows that a cancel was asked for.
+    forget_cancel: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -388,6 +390,7 @@ impl Model for FanIn {
                     return None;
                 }
                 (row.status, row.twin, row.seq, row.attempt) = (Status::Running, true, row.seq + 1, 1);
+                row.cancelling = row.cancel_requested && !self.forget_cancel;
                 state.woken += 1;
             }
         }
@@ -404,6 +407,9 @@ impl Model for FanIn {
                 let row = &state.rows[0];
                 row.told.is_none_or(|it| usize::from(it) == CHILDREN)
                     && (row.status != Status::Done || row.told.is_some())
+            }),
+            Property::always("who was cancelled did not fail", |_, state: &State| {
+                !(state.rows[0].status == Status::Failed && state.rows[0].cancel_requested)
             }),
             Property::always("no child is left alone", |_, state: &State| {
                 let (parent, children) = (&state.rows[0], &state.rows[1..]);
@@ -465,4 +471,10 @@ fn counting_a_parent_that_does_not_wait_is_found() {
 fn forgetting_open_children_is_found() {
     let model = FanIn { forget_children: true, twin_retries: true, ..FanIn::default() };
     assert!(broken(model).contains("no child is left alone"));
+}
+
+#[test]
+fn forgetting_a_cancel_is_found() {
+    let model = FanIn { forget_cancel: true, ..FanIn::default() };
+    assert!(broken(model).contains("who was cancelled did not fail"));
 }

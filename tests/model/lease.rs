@@ -632,6 +632,12 @@ fn holds_with_zombies_that_die() {
 }
 
 #[test]
+fn holds_with_two_tasks() {
+    let model = Lease { tasks: 2, deaths: 1, one_observer: true, ..Lease::default() };
+    assert_eq!(broken(model), [].into());
+}
+
+#[test]
 fn holds_when_the_database_goes_away() {
     assert_eq!(broken(Lease { tasks: 1, deaths: 1, outages: 1, ..Lease::default() }), [].into());
 }
@@ -670,5 +676,6 @@ fn judging_by_a_time_without_looks_is_found() {
 
 #[test]
 fn tasks_of_workers_without_a_row_are_found_stuck() {
-    assert!(broken(Lease { no_housekeeping: true, ..faults() }).contains(ENDS));
+    let model = Lease { lost_answers: 0, one_observer: true, no_housekeeping: true, ..faults() };
+    assert!(broken(model).contains(ENDS));
 }
