@@ -18,6 +18,7 @@
 use stateright::{Model, Property};
 
 use crate::search::{ENDS, Protocol, broken};
+use crate::table::Table;
 
 /// Callers with the token.
 const CALLERS: usize = 2;
@@ -109,7 +110,9 @@ enum Work {
     Idle,
     Stage(Row),
     /// Parked it, in a transaction that is open; `found`: what an early look said.
-    Parking { found: bool },
+    Parking {
+        found: bool,
+    },
 }
 
 /// Who holds the task's row.
@@ -122,9 +125,7 @@ enum Holder {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct State {
-    row: Row,
-    /// The row as the holder has it in its transaction.
-    held: Option<(Holder, Row)>,
+    task: Table<Holder, Row, 1>,
     /// The token's callback row: whose it is, and whether it is committed.
     kept: Option<(usize, bool)>,
     work: Work,
@@ -163,19 +164,8 @@ impl Status {
 }
 
 impl State {
-    fn is_free(&self, who: Holder) -> bool {
-        self.held.is_none_or(|(holder, _)| holder == who)
-    }
-
-    /// The row as that transaction sees it.
-    fn seen(&self, who: Holder) -> Row {
-        self.held.filter(|(holder, _)| *holder == who).map_or(self.row, |(_, row)| row)
-    }
-
-    fn commit(&mut self, who: Holder) {
-        if let Some((_, row)) = self.held.take_if(|(holder, _)| *holder == who) {
-            self.row = row;
-        }
+    fn row(&self) -> Row {
+        self.task.rows[0]
     }
 
     fn won(&mut self, by: Winner) {
@@ -183,14 +173,14 @@ impl State {
     }
 
     /// `store::resume`.
-    fn resume(&mut self, who: Holder, anything: bool) {
-        let mut row = self.seen(who);
+    fn resume(&mut self, who: Holder, anything: bool) -> Option<()> {
+        let row = self.task.locked(who, 0).ok()?;
         if row.status == Status::Waiting || anything {
-            self.winners[Winner::Callback as usize] += 1;
             (row.status, row.seq, row.attempt, row.data) = (Status::Queued, row.seq + 1, 0, true);
             row.due = Some(true);
+            self.won(Winner::Callback);
         }
-        self.held = Some((who, row));
+        Some(())
     }
 }
 
@@ -200,17 +190,14 @@ impl Callback {
         match state.callers[n].at {
             At::Before => {
                 if !self.no_lock {
-                    if !state.is_free(who) {
-                        return None;
-                    }
-                    state.held = Some((who, state.row));
+                    state.task.locked(who, 0).ok()?;
                 }
-                let row = state.row;
+                let row = state.row();
                 // The token is that of the first stage; its seq is 1.
                 let late = row.seq != 1 || row.status.is_ended();
                 state.callers[n].at = if late { At::Over } else { At::Keep(row) };
                 if late {
-                    state.commit(who);
+                    state.task.commit(who);
                 }
             }
             At::Keep(row) => {
@@ -219,23 +206,21 @@ impl Callback {
                     Some((other, false)) if other != n => return None,
                     Some(_) if !self.again => {
                         state.callers[n].at = At::Over;
-                        state.commit(who);
+                        state.task.commit(who);
                         return Some(());
                     }
                     Some(_) => {}
                     None => state.kept = Some((n, false)),
                 }
-                state.callers[n].at = if row.status == Status::Waiting { At::Resume(row) } else { At::Commit };
+                state.callers[n].at =
+                    if row.status == Status::Waiting { At::Resume(row) } else { At::Commit };
             }
             At::Resume(_) => {
-                if !state.is_free(who) {
-                    return None;
-                }
-                state.resume(who, self.resume_anything);
+                state.resume(who, self.resume_anything)?;
                 state.callers[n].at = At::Commit;
             }
             At::Commit => {
-                state.commit(who);
+                state.task.commit(who);
                 state.kept = state.kept.map(|(by, done)| (by, done || by == n));
                 state.callers[n] = Caller { at: At::Over, acknowledged: true };
             }
@@ -248,29 +233,28 @@ impl Callback {
         let who = Holder::Cancel;
         match state.cancel {
             At::Before => {
-                if !state.is_free(who) {
-                    return None;
-                }
-                let row = state.row;
+                let row = *state.task.locked(who, 0).ok()?;
                 let refused = row.status.is_ended() || row.cancelling || row.stage == Stage::Failed;
                 state.cancel = if refused { At::Over } else { At::Resume(row) };
-                state.held = (!refused).then_some((who, row));
+                if refused {
+                    state.task.undo(who);
+                }
             }
             At::Resume(row) => {
-                let mut to = row;
+                if row.status == Status::Waiting {
+                    state.won(Winner::Cancel);
+                }
+                let to = state.task.locked(who, 0).ok()?;
                 to.cancel_requested = true;
                 if row.status != Status::Running {
-                    if row.status == Status::Waiting {
-                        state.won(Winner::Cancel);
-                    }
-                    (to.status, to.stage, to.seq, to.attempt) = (Status::Queued, Stage::Failed, row.seq + 1, 0);
+                    (to.status, to.stage, to.seq, to.attempt) =
+                        (Status::Queued, Stage::Failed, row.seq + 1, 0);
                     (to.cancelling, to.due) = (true, Some(true));
                 }
-                state.held = Some((who, to));
                 state.cancel = At::Commit;
             }
             At::Commit => {
-                state.commit(who);
+                state.task.commit(who);
                 state.cancel = At::Over;
             }
             At::Keep(_) | At::Over => return None,
@@ -280,11 +264,9 @@ impl Callback {
 
     /// The first statement of a result: moves the task if the worker holds it.
     fn advance(state: &mut State, mine: Row, to: impl FnOnce(&mut Row)) -> Option<bool> {
-        if !state.is_free(Holder::Worker) {
-            return None;
-        }
-        let mut row = state.row;
+        let row = state.task.locked(Holder::Worker, 0).ok()?;
         if row.status != Status::Running || row.epoch != mine.epoch {
+            state.task.undo(Holder::Worker);
             state.work = Work::Idle;
             return Some(false);
         }
@@ -293,12 +275,11 @@ impl Callback {
             // Refused; `held` says why, and the next try goes to the twin.
             (row.stage, row.seq, row.epoch, row.attempt) = (Stage::Failed, row.seq + 1, row.epoch + 1, 1);
             row.cancelling = true;
-            state.row = row;
-            state.work = Work::Stage(row);
+            state.work = Work::Stage(*row);
+            state.task.commit(Holder::Worker);
             return Some(false);
         }
-        to(&mut row);
-        state.held = Some((Holder::Worker, row));
+        to(row);
         Some(true)
     }
 }
@@ -309,7 +290,7 @@ impl Model for Callback {
 
     fn init_states(&self) -> Vec<State> {
         vec![State {
-            row: Row {
+            task: Table::new([Row {
                 status: Status::Queued,
                 stage: Stage::Asks,
                 seq: 1,
@@ -319,8 +300,7 @@ impl Model for Callback {
                 cancel_requested: false,
                 cancelling: false,
                 due: Some(true),
-            },
-            held: None,
+            }]),
             kept: None,
             work: Work::Idle,
             looked: None,
@@ -335,7 +315,7 @@ impl Model for Callback {
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         // The token is known once the first stage has begun.
-        let callers = if state.row.epoch > 0 { CALLERS } else { 0 };
+        let callers = if state.row().epoch > 0 { CALLERS } else { 0 };
         actions.extend((0..callers).map(Action::Call));
         actions.push(Action::Cancel);
         if !self.no_timeout {
@@ -374,14 +354,15 @@ impl Model for Callback {
             Action::Cancel => Self::cancel(state)?,
             Action::TimeIsUp => {
                 // Only timers are not due; both statements skip what is locked.
-                if state.held.is_some() || state.row.due != Some(false) {
+                if state.task.is_any_held() || state.row().due != Some(false) {
                     return None;
                 }
-                state.row.due = Some(true);
+                state.task.rows[0].due = Some(true);
             }
             Action::Claim => {
-                let row = &mut state.row;
-                if state.held.is_some() || row.due != Some(true) {
+                let held = state.task.is_any_held();
+                let row = &mut state.task.rows[0];
+                if held || row.due != Some(true) {
                     return None;
                 }
                 if row.status == Status::Waiting {
@@ -410,16 +391,16 @@ impl Model for Callback {
                 let Work::Parking { found } = state.work else { return None };
                 let there = state.kept.is_some_and(|(_, done)| done);
                 if if self.park_looks_first { found } else { there && !self.park_blindly } {
-                    state.resume(Holder::Worker, false);
+                    state.resume(Holder::Worker, false)?;
                 }
-                state.commit(Holder::Worker);
+                state.task.commit(Holder::Worker);
                 state.work = Work::Idle;
             }
             Action::Retry => {
                 let Work::Stage(mine) = state.work else { return None };
                 state.looked = None;
                 if Self::advance(state, mine, |row| (row.status, row.due) = (Status::Queued, Some(true)))? {
-                    state.commit(Holder::Worker);
+                    state.task.commit(Holder::Worker);
                     state.work = Work::Idle;
                 }
             }
@@ -433,17 +414,18 @@ impl Model for Callback {
                     };
                 })?;
                 if moved {
-                    state.commit(Holder::Worker);
+                    state.task.commit(Holder::Worker);
                     state.work = Work::Idle;
                     state.consumed += u8::from(mine.stage == Stage::Asked && mine.data);
                 }
             }
             Action::DieAndRecover => {
                 let Work::Stage(_) = state.work else { return None };
-                if state.held.is_some() {
+                if state.task.is_any_held() {
                     return None;
                 }
-                (state.row.status, state.row.due) = (Status::Queued, Some(true));
+                let row = &mut state.task.rows[0];
+                (row.status, row.due) = (Status::Queued, Some(true));
                 (state.work, state.looked, state.may_die) = (Work::Idle, None, false);
             }
         }
@@ -463,11 +445,12 @@ impl Model for Callback {
                 // A wait that never began, since the stage failed or was
                 // cancelled first, consumes nothing.
                 let accepted = state.callers.iter().any(|it| it.acknowledged);
-                let lost = state.winners[Winner::Timeout as usize] + state.winners[Winner::Cancel as usize] > 0;
+                let lost =
+                    state.winners[Winner::Timeout as usize] + state.winners[Winner::Cancel as usize] > 0;
                 !(accepted && state.parked && lost)
             }),
             Property::always("who goes on was called", |_, state: &State| {
-                state.row.status != Status::Done || (state.row.data && state.kept.is_some())
+                state.row().status != Status::Done || (state.row().data && state.kept.is_some())
             }),
         ]
     }
@@ -475,10 +458,11 @@ impl Model for Callback {
 
 impl Protocol for Callback {
     fn is_over(&self, state: &State) -> bool {
-        let open = state.held.is_some() || state.callers.iter().any(|it| matches!(it.at, At::Keep(_) | At::Commit));
+        let open = state.task.is_any_held()
+            || state.callers.iter().any(|it| matches!(it.at, At::Keep(_) | At::Commit));
         let accepted = state.callers.iter().any(|it| it.acknowledged);
-        let waits = self.no_timeout && state.row.status == Status::Waiting && !accepted;
-        !open && (state.row.status.is_ended() || waits)
+        let waits = self.no_timeout && state.row().status == Status::Waiting && !accepted;
+        !open && (state.row().status.is_ended() || waits)
     }
 
     fn is_sure(&self, action: &Action) -> bool {

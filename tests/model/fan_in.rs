@@ -10,12 +10,16 @@
 //! statement with the rows that they hold; who waits in a circle is undone and
 //! begins anew, as databases and the engine do.
 //!
+//! `forget_children` and `forget_cancel` are what the engine did when this was
+//! written.
+//!
 //! Left out: deaths of workers (see the lease's model: what counts here is in
 //! one transaction with the child's end), lanes, and children of children.
 
 use stateright::{Model, Property};
 
 use crate::search::{ENDS, Protocol, broken};
+use crate::table::Table;
 
 /// Subtasks; row 0 is the parent, they are the rows from 1.
 const CHILDREN: usize = 3;
@@ -31,7 +35,6 @@ struct FanIn {
     /// The first two children end in one transaction.
     together: bool,
     no_timeout: bool,
-    no_cancel: bool,
     /// The twin of the wait asks for another attempt, once.
     twin_retries: bool,
     /// The child's end is committed before its parent counts it, and who does
@@ -90,9 +93,7 @@ enum At {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct State {
-    rows: [Row; ROWS],
-    /// What a transaction has made of a row.
-    dirty: [Option<(usize, Row)>; ROWS],
+    tasks: Table<usize, Row, ROWS>,
     at: [At; TXS],
     /// How often the parent's wait ended.
     woken: u8,
@@ -118,20 +119,8 @@ impl Status {
 }
 
 impl State {
-    fn seen(&self, tx: usize, row: usize) -> Row {
-        self.dirty[row].filter(|(by, _)| *by == tx).map_or(self.rows[row], |(_, it)| it)
-    }
-
-    /// A row to be changed; or who holds it.
-    fn locked(&mut self, tx: usize, row: usize) -> Result<&mut Row, usize> {
-        let (by, it) = self.dirty[row].get_or_insert((tx, self.rows[row]));
-        if *by == tx { Ok(it) } else { Err(*by) }
-    }
-
     fn commit(&mut self, tx: usize) {
-        for row in 0..ROWS {
-            let Some((_, new)) = self.dirty[row].take_if(|(by, _)| *by == tx) else { continue };
-            let old = std::mem::replace(&mut self.rows[row], new);
+        for (row, old, new) in self.tasks.commit(tx) {
             // Even if it goes on waiting for something else by then.
             self.woken += u8::from(row == 0 && new.status == Status::Queued && new.seq > old.seq);
         }
@@ -175,11 +164,13 @@ impl FanIn {
         let group = self.group(tx);
         Ok(match state.at[tx] {
             At::Begin => {
-                if group.is_empty() || group.iter().any(|it| state.seen(tx, *it).status != Status::Running) {
+                if group.is_empty()
+                    || group.iter().any(|it| state.tasks.seen(tx, *it).status != Status::Running)
+                {
                     return Err(None);
                 }
                 for child in group {
-                    let row = state.locked(tx, *child)?;
+                    let row = state.tasks.locked(tx, *child)?;
                     row.status = if row.cancelling { Status::Cancelled } else { Status::Done };
                 }
                 if self.count_apart {
@@ -188,10 +179,10 @@ impl FanIn {
                 At::Count(0)
             }
             At::Count(n) if n == group.len() => At::Commit,
-            At::Count(n) if self.read_then_write => At::Write(n, state.seen(tx, 0).open_children),
+            At::Count(n) if self.read_then_write => At::Write(n, state.tasks.seen(tx, 0).open_children),
             At::Count(n) | At::Write(n, _) => {
                 let waits = |row: &Row| (row.status == Status::Waiting && row.seq == 1) || self.any_parent;
-                if !waits(&state.seen(tx, 0)) {
+                if !waits(&state.tasks.seen(tx, 0)) {
                     state.at[tx] = At::Count(n + 1);
                     return Ok(At::Count(n + 1));
                 }
@@ -199,7 +190,7 @@ impl FanIn {
                     At::Write(_, read) => Some(read),
                     _ => None,
                 };
-                let row = state.locked(tx, 0)?;
+                let row = state.tasks.locked(tx, 0)?;
                 let mut left = None;
                 if waits(row) {
                     row.open_children = read.unwrap_or(row.open_children).saturating_sub(1);
@@ -208,8 +199,8 @@ impl FanIn {
                 if left == Some(0) { At::Wake(n) } else { At::Count(n + 1) }
             }
             At::Wake(n) => {
-                let ended = (1..ROWS).filter(|it| state.seen(tx, *it).status.is_ended()).count();
-                let row = state.locked(tx, 0)?;
+                let ended = (1..ROWS).filter(|it| state.tasks.seen(tx, *it).status.is_ended()).count();
+                let row = state.tasks.locked(tx, 0)?;
                 if row.cancel_requested {
                     (row.twin, row.cancelling) = (true, true);
                 } else {
@@ -230,10 +221,10 @@ impl FanIn {
     fn parent(&self, state: &mut State) -> Result<At, Option<usize>> {
         Ok(match state.at[PARENT] {
             At::Begin => {
-                if state.seen(PARENT, 0).status != Status::Running {
+                if state.tasks.seen(PARENT, 0).status != Status::Running {
                     return Err(None);
                 }
-                let row = state.locked(PARENT, 0)?;
+                let row = state.tasks.locked(PARENT, 0)?;
                 if row.twin && self.twin_retries && row.attempt == 1 {
                     row.status = Status::Queued;
                     if self.forget_children {
@@ -254,8 +245,8 @@ impl FanIn {
                 At::Over
             }
             At::Child(n) => {
-                if !state.seen(PARENT, n).status.is_ended() {
-                    State::cancel_child(state.locked(PARENT, n)?);
+                if !state.tasks.seen(PARENT, n).status.is_ended() {
+                    State::cancel_child(state.tasks.locked(PARENT, n)?);
                 }
                 At::Child(n + 1)
             }
@@ -266,14 +257,14 @@ impl FanIn {
     fn cancel(state: &mut State) -> Result<At, Option<usize>> {
         Ok(match state.at[CANCEL] {
             At::Begin => {
-                let row = *state.locked(CANCEL, 0)?;
+                let row = *state.tasks.locked(CANCEL, 0)?;
                 if row.status.is_ended() || row.cancelling || row.twin {
-                    state.dirty[0] = None;
+                    state.tasks.undo(CANCEL);
                     At::Over
                 } else if row.status == Status::Waiting && row.open_children > 0 {
                     At::Child(1)
                 } else if row.status == Status::Queued {
-                    let row = state.locked(CANCEL, 0)?;
+                    let row = state.tasks.locked(CANCEL, 0)?;
                     (row.twin, row.cancelling, row.cancel_requested) = (true, true, true);
                     // The wait is over already: this is not its end.
                     At::Commit
@@ -283,13 +274,13 @@ impl FanIn {
             }
             At::Child(ROWS) => At::Mark,
             At::Child(n) => {
-                if !state.seen(CANCEL, n).status.is_ended() {
-                    State::cancel_child(state.locked(CANCEL, n)?);
+                if !state.tasks.seen(CANCEL, n).status.is_ended() {
+                    State::cancel_child(state.tasks.locked(CANCEL, n)?);
                 }
                 At::Child(n + 1)
             }
             At::Mark => {
-                state.locked(CANCEL, 0)?.cancel_requested = true;
+                state.tasks.locked(CANCEL, 0)?.cancel_requested = true;
                 At::Commit
             }
             At::Commit => {
@@ -334,14 +325,11 @@ impl Model for FanIn {
             told: None,
         };
         let mut rows = [row; ROWS];
-        let open_children = u8::try_from(CHILDREN).unwrap();
+        let open_children = u8::try_from(CHILDREN).unwrap_or(u8::MAX);
         rows[0] = Row { status: Status::Waiting, open_children, attempt: 0, ..row };
         rows[CHILDREN].status = Status::Queued;
-        let mut at = [At::Begin; TXS];
-        if self.no_cancel {
-            at[CANCEL] = At::Over;
-        }
-        vec![State { rows, dirty: [None; ROWS], at, woken: 0, died: false }]
+        let at = [At::Begin; TXS];
+        vec![State { tasks: Table::new(rows), at, woken: 0, died: false }]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
@@ -366,27 +354,26 @@ impl Model for FanIn {
         match action {
             Action::Step(tx) => self.step(state, tx).ok()?,
             Action::Undo(tx) => {
-                for dirty in &mut state.dirty {
-                    dirty.take_if(|(by, _)| *by == tx);
-                }
+                state.tasks.undo(tx);
                 state.at[tx] = At::Begin;
             }
             Action::Die(tx) => {
                 (state.at[tx], state.died) = (At::Over, true);
             }
             Action::Claim(n) => {
-                if state.dirty[n].is_some() || state.rows[n].status != Status::Queued {
+                if state.tasks.held(n).is_some() || state.tasks.rows[n].status != Status::Queued {
                     return None;
                 }
-                state.rows[n].status = Status::Running;
-                state.rows[n].attempt += 1;
+                state.tasks.rows[n].status = Status::Running;
+                state.tasks.rows[n].attempt += 1;
                 if n == 0 {
                     state.at[PARENT] = At::Begin;
                 }
             }
             Action::TimeIsUp => {
-                let row = &mut state.rows[0];
-                if state.dirty[0].is_some() || row.status != Status::Waiting {
+                let held = state.tasks.held(0).is_some();
+                let row = &mut state.tasks.rows[0];
+                if held || row.status != Status::Waiting {
                     return None;
                 }
                 (row.status, row.twin, row.seq, row.attempt) = (Status::Running, true, row.seq + 1, 1);
@@ -404,15 +391,15 @@ impl Model for FanIn {
                 state.woken <= 1
             }),
             Property::always("it goes on when all have ended", |_, state: &State| {
-                let row = &state.rows[0];
+                let row = &state.tasks.rows[0];
                 row.told.is_none_or(|it| usize::from(it) == CHILDREN)
                     && (row.status != Status::Done || row.told.is_some())
             }),
             Property::always("who was cancelled did not fail", |_, state: &State| {
-                !(state.rows[0].status == Status::Failed && state.rows[0].cancel_requested)
+                !(state.tasks.rows[0].status == Status::Failed && state.tasks.rows[0].cancel_requested)
             }),
             Property::always("no child is left alone", |_, state: &State| {
-                let (parent, children) = (&state.rows[0], &state.rows[1..]);
+                let (parent, children) = (&state.tasks.rows[0], &state.tasks.rows[1..]);
                 !parent.status.is_ended()
                     || children.iter().all(|it| it.status.is_ended() || it.cancel_requested || it.cancelling)
             }),
@@ -422,7 +409,7 @@ impl Model for FanIn {
 
 impl Protocol for FanIn {
     fn is_over(&self, state: &State) -> bool {
-        state.rows.iter().all(|it| it.status.is_ended())
+        state.tasks.rows.iter().all(|it| it.status.is_ended())
     }
 
     fn is_sure(&self, action: &Action) -> bool {

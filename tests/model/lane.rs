@@ -14,6 +14,7 @@
 use stateright::{Model, Property};
 
 use crate::search::{Protocol, broken};
+use crate::table::Table;
 
 /// Tasks: the first is the head, the others enter.
 const TASKS: usize = 4;
@@ -78,9 +79,8 @@ enum At {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct State {
-    rows: [Row; TASKS],
-    /// What a transaction (named by its task) has made of a row.
-    dirty: [Option<(usize, Row)>; TASKS],
+    /// Transactions are named by their task.
+    tasks: Table<usize, Row, TASKS>,
     at: [At; TASKS],
     /// In which order they came, and in which they became active.
     entered: Vec<usize>,
@@ -92,21 +92,8 @@ struct State {
 struct Step(usize, At);
 
 impl State {
-    /// A row as a transaction sees it.
-    fn seen(&self, tx: usize, row: usize) -> Row {
-        self.dirty[row].filter(|(by, _)| *by == tx).map_or(self.rows[row], |(_, it)| it)
-    }
-
-    /// A row to be changed, unless another holds it.
-    fn locked(&mut self, tx: usize, row: usize) -> Option<&mut Row> {
-        let (by, it) = self.dirty[row].get_or_insert((tx, self.rows[row]));
-        (*by == tx).then_some(it)
-    }
-
     fn commit(&mut self, tx: usize) {
-        for row in 0..TASKS {
-            let Some((_, new)) = self.dirty[row].take_if(|(by, _)| *by == tx) else { continue };
-            let old = std::mem::replace(&mut self.rows[row], new);
+        for (row, old, new) in self.tasks.commit(tx) {
             if old.status == Status::None {
                 self.entered.push(row);
             }
@@ -121,7 +108,7 @@ impl State {
 impl Lane {
     fn step(&self, state: &mut State, me: usize) -> Option<()> {
         let blocked = |state: &State| -> Vec<(u8, usize)> {
-            let seen = (0..TASKS).map(|row| (state.seen(me, row), row));
+            let seen = (0..TASKS).map(|row| (state.tasks.seen(me, row), row));
             let mut all: Vec<_> = seen
                 .filter(|(it, _)| it.status == Status::Blocked)
                 .map(|(it, row)| (it.lane_seq, row))
@@ -132,51 +119,51 @@ impl Lane {
         state.at[me] = match state.at[me] {
             At::Head => {
                 for row in 0..TASKS {
-                    let others = state.dirty[row].filter(|(by, _)| *by != me);
-                    let active = state.rows[row].status == Status::Active;
+                    let others = state.tasks.held(row).filter(|(by, _)| *by != me);
+                    let active = state.tasks.rows[row].status == Status::Active;
                     if others.is_some_and(|(_, it)| active || it.status == Status::Active) {
                         return None;
                     }
                 }
-                let taken = (0..TASKS).any(|row| state.seen(me, row).status == Status::Active);
+                let taken = (0..TASKS).any(|row| state.tasks.seen(me, row).status == Status::Active);
                 if !taken {
-                    state.locked(me, me)?.status = Status::Active;
+                    state.tasks.locked(me, me).ok()?.status = Status::Active;
                     state.at[me] = At::Commit;
                     state.commit(me);
                     return Some(());
                 }
                 At::Find
             }
-            At::Find => match (0..TASKS).find(|row| state.rows[*row].status == Status::Active) {
-                Some(row) if self.follow_without_lock => At::Behind(state.rows[row].lane_tail + 1),
+            At::Find => match (0..TASKS).find(|row| state.tasks.rows[*row].status == Status::Active) {
+                Some(row) if self.follow_without_lock => At::Behind(state.tasks.rows[row].lane_tail + 1),
                 Some(row) => At::Follow(row),
                 None => At::Head,
             },
             At::Follow(row) => {
-                let head = state.locked(me, row)?;
+                let head = state.tasks.locked(me, row).ok()?;
                 if head.status == Status::Active {
                     (head.followers, head.lane_tail) = (head.followers + 1, head.lane_tail + 1);
                     At::Behind(head.lane_tail)
                 } else {
                     // What the lock was taken for is not so: the row is let go.
-                    state.dirty[row] = None;
+                    state.tasks.undo(me);
                     At::Head
                 }
             }
             At::Behind(place) => {
-                *state.locked(me, me)? =
+                *state.tasks.locked(me, me).ok()? =
                     Row { status: Status::Blocked, lane_seq: place, lane_tail: place, followers: 0 };
                 state.commit(me);
                 At::Entered
             }
-            At::End if self.end_reads_first => At::EndKnowing(state.rows[me].followers),
+            At::End if self.end_reads_first => At::EndKnowing(state.tasks.rows[me].followers),
             At::End => {
-                let row = state.locked(me, me)?;
+                let row = state.tasks.locked(me, me).ok()?;
                 row.status = Status::Ended;
                 if row.followers > 0 { At::Next } else { At::Commit }
             }
             At::EndKnowing(followers) => {
-                state.locked(me, me)?.status = Status::Ended;
+                state.tasks.locked(me, me).ok()?.status = Status::Ended;
                 if followers > 0 { At::Next } else { At::Commit }
             }
             At::Next => {
@@ -190,7 +177,7 @@ impl Lane {
                 }
             }
             At::Lock(row) => {
-                if state.locked(me, row)?.status == Status::Blocked {
+                if state.tasks.locked(me, row).ok()?.status == Status::Blocked {
                     At::Promote(row)
                 } else {
                     At::Commit
@@ -198,15 +185,15 @@ impl Lane {
             }
             At::Promote(row) => {
                 // The unique index: a second active task is refused, and all is undone.
-                let taken = (0..TASKS).any(|it| state.seen(me, it).status == Status::Active);
+                let taken = (0..TASKS).any(|it| state.tasks.seen(me, it).status == Status::Active);
                 if taken && self.promote_apart {
-                    state.dirty[row] = None;
+                    state.tasks.undo(me);
                     At::Over
                 } else {
                     let all = blocked(state);
-                    let left = u8::try_from(all.len()).unwrap() - 1;
+                    let left = u8::try_from(all.len()).ok()? - 1;
                     let tail = all.last().map_or(0, |it| it.0);
-                    let next = state.locked(me, row)?;
+                    let next = state.tasks.locked(me, row).ok()?;
                     (next.status, next.followers, next.lane_tail) = (Status::Active, left, tail);
                     At::Commit
                 }
@@ -232,7 +219,7 @@ impl Model for Lane {
         rows[0].status = Status::Active;
         let mut at = [At::Head; TASKS];
         at[0] = At::End;
-        vec![State { rows, dirty: [None; TASKS], at, entered: vec![0], ran: vec![0] }]
+        vec![State { tasks: Table::new(rows), at, entered: vec![0], ran: vec![0] }]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Step>) {
@@ -248,10 +235,10 @@ impl Model for Lane {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always("one is active", |_, state: &State| {
-                state.rows.iter().filter(|it| it.status == Status::Active).count() <= 1
+                state.tasks.rows.iter().filter(|it| it.status == Status::Active).count() <= 1
             }),
             Property::always("nobody is blocked without a head", |_, state: &State| {
-                let any = |status| state.rows.iter().any(|it| it.status == status);
+                let any = |status| state.tasks.rows.iter().any(|it| it.status == status);
                 !any(Status::Blocked) || any(Status::Active)
             }),
             Property::always("they run in the order they came", |_, state: &State| {
@@ -263,7 +250,7 @@ impl Model for Lane {
 
 impl Protocol for Lane {
     fn is_over(&self, state: &State) -> bool {
-        state.rows.iter().all(|it| it.status == Status::Ended)
+        state.tasks.rows.iter().all(|it| it.status == Status::Ended)
     }
 
     fn is_sure(&self, _: &Step) -> bool {
