@@ -86,7 +86,8 @@ impl Tx<'_> {
             return Err(unknown());
         }
         let used = || Error::conflict("this callback was made already").class("CallbackUsedError");
-        if parsed.seq != task.seq || task.status.is_ended() {
+        let elsewhere = task.status == Status::Waiting && task.open_children > 0;
+        if parsed.seq != task.seq || task.status.is_ended() || elsewhere {
             if store::was_called_back(self.conn, token)? {
                 return Err(used());
             }
@@ -99,7 +100,7 @@ impl Tx<'_> {
             return Err(used());
         }
         // Else it is early: the stage that is going to wait finds it.
-        if task.status == Status::Waiting && task.open_children == 0 {
+        if task.status == Status::Waiting {
             store::resume(self.conn, parsed.id, &data, now)?;
             self.wake_workers();
         }

@@ -124,14 +124,15 @@ async fn write(core: &Arc<Core>, items: Vec<(Arc<str>, Arc<Claimed>, Move)>) -> 
 /// the objects for the stages that come next.
 fn advance_all(tx: &mut Tx<'_>, items: &[(Arc<str>, Arc<Claimed>, Move)]) -> Result<Vec<Written>> {
     let now = tx.ctx.core().tasks.clock().now(tx.conn)?;
-    let Some((worker, ..)) = items.first() else { return Ok(Vec::new()) };
-    // All are of one lease, but for the moment after one was lost.
-    let (same, others): (Vec<_>, Vec<_>) = items.iter().enumerate().partition(|(_, it)| it.0 == *worker);
     let mut moved = vec![Advanced::Refused; items.len()];
-    for group in [same, others] {
-        let Some((_, (worker, ..))) = group.first() else { continue };
-        let moves: Vec<_> = group.iter().map(|(_, (_, task, to))| (&**task, to)).collect();
-        for ((i, _), result) in group.iter().zip(store::advance(tx.conn, worker, &moves, now)?) {
+    // All are of one lease, but for the moment after one was lost.
+    let mut by_lease: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (i, (worker, ..)) in items.iter().enumerate() {
+        by_lease.entry(worker).or_default().push(i);
+    }
+    for (worker, group) in by_lease {
+        let moves: Vec<_> = group.iter().map(|i| (&*items[*i].1, &items[*i].2)).collect();
+        for (i, result) in group.iter().zip(store::advance(tx.conn, worker, &moves, now)?) {
             moved[*i] = result;
         }
     }
@@ -140,8 +141,8 @@ fn advance_all(tx: &mut Tx<'_>, items: &[(Arc<str>, Arc<Claimed>, Move)]) -> Res
     for ((worker, task, to), moved) in items.iter().zip(moved) {
         let Advanced::Moved { woke } = moved else {
             written.push(match store::held(tx.conn, worker, task)? {
-                Some(_) => Written::Cancelled(None, Vec::new()),
-                None => Written::Stale,
+                Some(true) => Written::Cancelled(None, Vec::new()),
+                Some(false) | None => Written::Stale,
             });
             continue;
         };
@@ -236,8 +237,8 @@ pub(super) fn with_effect(
     }
     let Some(Advanced::Moved { woke }) = store::advance(tx.conn, worker, &[(task, to)], now)?.pop() else {
         return Ok(match store::held(tx.conn, worker, task)? {
-            Some(_) => Written::Cancelled(effect, spawns),
-            None => Written::Stale,
+            Some(true) => Written::Cancelled(effect, spawns),
+            Some(false) | None => Written::Stale,
         });
     };
     let what = after(tx, task, to, woke, now)?;

@@ -221,9 +221,7 @@ impl Task {
         if status == Status::Running {
             store::ask_to_cancel(tx.conn, &self.base.id, &why, now)?;
         } else if status == Status::Waiting && self.open_children > 0 {
-            // Who ends last wakes it.
-            store::cancel_children(tx.conn, &self.base.id, &why, now)?;
-            store::ask_to_cancel(tx.conn, &self.base.id, &why, now)?;
+            store::give_up(tx.conn, &self.base.id, &why, true, now)?;
             tx.wake_workers();
         } else {
             store::cancel(tx.conn, &self.base.id, &why, now)?;

@@ -370,6 +370,17 @@ impl Worker {
         });
         let (claimed, cursor) = self.core.tasks.faults().at("claim", done).await?.value;
         *lock(&self.cursor) = cursor;
+        if *lock(&self.lease).id != *worker {
+            // The lease was lost while the claim was on its way, and what it
+            // gave stands under the old name.
+            let (id, clock) = (worker.clone(), self.core.tasks.clock().clone());
+            let done = self.core.db.write_engine(move |conn| {
+                let now = clock.now(conn)?;
+                store::take_back(conn, &id, None, now, "lost", true)
+            });
+            self.core.tasks.faults().at("give back", done).await?;
+            return Ok((worker, Vec::new()));
+        }
         if !fresh && !claimed.is_empty() {
             self.sure(&worker, begun);
         }
@@ -685,7 +696,7 @@ impl Worker {
     /// One heartbeat, on its own thread.
     pub(super) fn beat(&self) {
         // An idle process writes nothing; its next claim begins a lease.
-        if self.running.load(Ordering::Acquire) == 0 {
+        if self.running.load(Ordering::Acquire) == 0 || lock(&self.lease).sure.is_none() {
             return;
         }
         let (id, begun, clock) =

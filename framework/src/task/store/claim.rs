@@ -34,7 +34,9 @@ pub(crate) fn promote_timers(conn: &mut AnyConnection, now: i64, limit: i64) -> 
     sql.bind(now).push(" ORDER BY \"run_at\" LIMIT ").bind(limit).push(conn.dialect().skip_locked());
     let ids: Vec<(String,)> = db::load(conn, sql)?;
     for (id,) in &ids {
-        super::due_now(conn, id, now)?;
+        if !super::lanes::gives_up(conn, id, now)? {
+            super::due_now(conn, id, now)?;
+        }
     }
     Ok(ids.len())
 }

@@ -7,6 +7,7 @@ use super::{Entry, NewTask, for_update, insert};
 use crate::Result;
 use crate::db::{self, AnyConnection, Dialect, Sql, Value};
 use crate::task::TWIN;
+use crate::task::stage::Reason;
 
 /// What came of a start.
 #[derive(Debug)]
@@ -107,24 +108,23 @@ struct Ended {
 pub(super) fn child_ended(conn: &mut AnyConnection, parent: &str, seq: i64, now: i64) -> Result<()> {
     let mut sql = Sql::new("UPDATE \"tasks\" SET \"open_children\" = \"open_children\" - 1 WHERE \"id\" = ");
     sql.bind(parent).push(" AND \"seq\" = ").bind(seq).push(" AND \"status\" = 'waiting'");
+    const OF: &str = "\"open_children\", \"stage\"";
     let left = if conn.dialect() == Dialect::Mysql {
         if db::execute(conn, &sql)? == 0 {
             return Ok(());
         }
-        let sql = Sql::new("SELECT \"open_children\", \"cancel_requested\" FROM \"tasks\" WHERE \"id\" = ")
-            .value(parent);
-        db::load_one::<(i64, bool)>(conn, sql)?
+        let sql = Sql::new("SELECT ").text(OF).text(" FROM \"tasks\" WHERE \"id\" = ").value(parent);
+        db::load_one::<(i64, String)>(conn, sql)?
     } else {
-        sql.push(" RETURNING \"open_children\", \"cancel_requested\"");
-        db::load_one::<(i64, bool)>(conn, sql)?
+        sql.push(" RETURNING ").push(OF);
+        db::load_one::<(i64, String)>(conn, sql)?
     };
     // None: the parent does not wait any more.
-    let Some((0, cancelled)) = left else { return Ok(()) };
-    if cancelled {
-        let mut sql =
-            Sql::new("UPDATE \"tasks\" SET \"status\" = 'queued', \"seq\" = \"seq\" + 1, \"attempt\" = 0");
-        sql.push(", \"stage\" = \"stage\" || ").bind(TWIN).push(", \"cancelling\" = TRUE");
-        sql.push(", \"version\" = \"version\" + 1, \"run_at\" = ").bind(now);
+    let Some((0, stage)) = left else { return Ok(()) };
+    if stage.ends_with(TWIN) {
+        // It was given up, and waited for them to wind up.
+        let mut sql = Sql::new("UPDATE \"tasks\" SET \"status\" = 'queued', \"seq\" = \"seq\" + 1");
+        sql.push(", \"attempt\" = 0, \"version\" = \"version\" + 1, \"run_at\" = ").bind(now);
         sql.push(", \"updated_at\" = ").bind(now).push(" WHERE \"id\" = ").bind(parent);
         db::execute(conn, &sql)?;
         return super::due_now(conn, parent, now);
@@ -144,6 +144,44 @@ pub(super) fn child_ended(conn: &mut AnyConnection, parent: &str, seq: i64, now:
     }
     let data = serde_json::to_string(&ended).map_err(crate::Error::internal)?;
     super::resume(conn, parent, &data, now)
+}
+
+/// Gives up the wait of a task, locked, for its subtasks: they are cancelled,
+/// and when the last has ended, its stage's twin runs. So it never works on an
+/// object beside one of them, nor ends before them.
+pub(crate) fn give_up(
+    conn: &mut AnyConnection,
+    id: &str,
+    why: &Reason,
+    cancelling: bool,
+    now: i64,
+) -> Result<()> {
+    super::cancel_children(conn, id, why, now)?;
+    let mut sql = Sql::new("UPDATE \"tasks\" SET \"stage\" = \"stage\" || ").value(TWIN);
+    sql.push(", \"cancelling\" = ").bind(cancelling).push(", \"cancel_requested\" = ").bind(cancelling);
+    sql.push(", \"reason_kind\" = ").bind(why.kind.as_str()).push(", \"reason\" = ").bind(&why.text);
+    sql.push(", \"version\" = \"version\" + 1, \"updated_at\" = ").bind(now);
+    sql.push(" WHERE \"id\" = ").bind(id);
+    db::execute(conn, &sql)?;
+    // Its subtasks have times of their own.
+    let mut sql = Sql::new("UPDATE \"task_ready\" SET \"due\" = FALSE, \"run_at\" = ").value(NEVER);
+    sql.push(" WHERE \"task_id\" = ").bind(id);
+    db::execute(conn, &sql)?;
+    Ok(())
+}
+
+/// A time that does not come.
+const NEVER: i64 = i64::MAX / 4;
+
+/// Gives up the wait for subtasks whose time is over; `false`: it is another wait.
+pub(super) fn gives_up(conn: &mut AnyConnection, id: &str, now: i64) -> Result<bool> {
+    let mut sql = Sql::new("SELECT \"stage\" FROM \"tasks\" WHERE \"status\" = 'waiting' AND \"open_children\" > 0");
+    sql.push(" AND \"id\" = ").bind(id).push(for_update(conn));
+    let Some((stage,)) = db::load_one::<(String,)>(conn, sql)? else { return Ok(false) };
+    if !stage.ends_with(TWIN) {
+        give_up(conn, id, &Reason::timeout("the subtasks did not end in time"), false, now)?;
+    }
+    Ok(true)
 }
 
 /// The lane of a subtask on an object: the object's own, or, where the parent

@@ -35,7 +35,9 @@ pub(crate) fn lease(conn: &mut AnyConnection, worker: &str, of: &Process, now: i
          \"seen_at\") VALUES (",
     );
     sql.bind(worker).push(", ").bind(&of.host).push(", ").bind(of.pid).push(", ").bind(of.started);
-    sql.push(", ").bind(now).push(", 1, ").bind(now).push(")");
+    // A count that no earlier row of this worker had: who watched that one
+    // must not take this for its beat.
+    sql.push(", ").bind(now).push(", ").bind(now).push(", ").bind(now).push(")");
     db::execute(conn, &sql)?;
     Ok(())
 }

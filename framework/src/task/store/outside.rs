@@ -88,8 +88,7 @@ pub(crate) fn cancel(conn: &mut AnyConnection, id: &str, why: &Reason, now: i64)
     due_now(conn, id, now)
 }
 
-/// Tells a running task, or one that waits for its subtasks, that it is to be
-/// cancelled.
+/// Tells a running task that it is to be cancelled.
 pub(crate) fn ask_to_cancel(conn: &mut AnyConnection, id: &str, why: &Reason, now: i64) -> Result<()> {
     let mut sql = Sql::new("UPDATE \"tasks\" SET \"cancel_requested\" = TRUE, \"version\" = \"version\" + 1");
     sql.push(", \"reason_kind\" = ").bind(why.kind.as_str()).push(", \"reason\" = ").bind(&why.text);
@@ -110,16 +109,13 @@ pub(crate) fn cancel_children(conn: &mut AnyConnection, id: &str, why: &Reason, 
     for (child, status, children, cancelling, stage) in
         db::load::<(String, String, i64, bool, String)>(conn, sql)?
     {
-        if children > 0 {
-            cancel_children(conn, &child, why, now)?;
-        }
         if cancelling || crate::task::is_winding_up(&stage) {
             continue;
         }
-        if status == "running" || (status == "waiting" && children > 0) {
-            ask_to_cancel(conn, &child, why, now)?;
-        } else {
-            cancel(conn, &child, why, now)?;
+        match status.as_str() {
+            "running" => ask_to_cancel(conn, &child, why, now)?,
+            "waiting" if children > 0 => super::give_up(conn, &child, why, true, now)?,
+            _ => cancel(conn, &child, why, now)?,
         }
     }
     Ok(())
