@@ -57,6 +57,12 @@ pub fn arm(core: &Core, fault: Option<Fault>) {
     core.tasks.faults().arm(fault);
 }
 
+/// Has a process not know a stage, as one of an earlier version of the program
+/// would not.
+pub fn unlearn(core: &Core, stage: &str) {
+    core.tasks.faults().unlearn(stage);
+}
+
 struct Process {
     core: Arc<Core>,
     workers: Option<Workers>,

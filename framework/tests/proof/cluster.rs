@@ -194,7 +194,7 @@ async fn serve(core: Arc<Core>, me: i64) {
     let over = || seconds > 0 && chrono::Utc::now().timestamp() >= i64::try_from(until).unwrap();
     let mine: Vec<i64> = (0..OBJECTS).filter(|it| it % PROCESSES as i64 == me).collect();
     let chunks: Vec<Vec<i64>> = mine.chunks(BATCH as usize).map(<[i64]>::to_vec).collect();
-    let batches = i64::try_from(tasks).unwrap() / PROCESSES as i64 / BATCH;
+    let batches = i64::try_from(tasks).unwrap() / OBJECTS * i64::try_from(chunks.len()).unwrap();
     let mut batch = 0;
     loop {
         call_back(&core).await;

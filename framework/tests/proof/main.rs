@@ -5,6 +5,7 @@
 mod cluster;
 mod crashes;
 mod features;
+mod handlers;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod things;
