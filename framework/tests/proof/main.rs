@@ -6,7 +6,7 @@ mod cluster;
 mod crashes;
 mod features;
 mod handlers;
-mod plans;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod plans;
 mod things;

@@ -58,12 +58,9 @@ async fn fill(core: &Arc<Core>, prefix: &'static str, n: i64, waits: bool) {
          'thing:{prefix}-' || i, {key}, '{status}', '50/p/trifle', 50, 1700000000000000 + i, 1700000000000000 + i, \
          1700000000000000 + i, 1, 'on_init', 'on_init', 0, 1, 1, 1, '', '', FALSE, FALSE, {ended} FROM {from}",
     );
-    let ready = format!(
-        "INSERT INTO task_ready (task_id, queue, due, run_at) SELECT id, queue, FALSE, 4000000000000000 \
-         FROM tasks WHERE status = 'waiting'",
-    );
+    let ready = "INSERT INTO task_ready (task_id, queue, due, run_at) SELECT id, queue, FALSE, 4000000000000000 \
+         FROM tasks WHERE status = 'waiting'";
     write(core, move |tx| {
-        db::execute(tx.conn, &Sql::new("DELETE FROM task_ready WHERE due = FALSE"))?;
         db::execute(tx.conn, &Sql::new(tasks))?;
         if waits { db::execute(tx.conn, &Sql::new(ready)) } else { Ok(0) }
     })
@@ -174,7 +171,8 @@ fn a_transaction_that_lasts_makes_claims_little_dearer() {
             costs.push((read_so_far(&url) - before) / batch);
             if round == 0 {
                 let mut conn = diesel::PgConnection::establish(&url).unwrap();
-                conn.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM tasks").unwrap();
+                conn.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM tasks")
+                    .unwrap();
                 old = Some(conn);
             }
         }
