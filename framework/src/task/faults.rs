@@ -55,6 +55,8 @@ struct State {
     counts: HashMap<String, usize>,
     passed: Vec<Point>,
     struck: bool,
+    /// Stages that this process is not to know.
+    unknown: Vec<String>,
 }
 
 /// The points of one engine.
@@ -96,6 +98,17 @@ impl Faults {
     pub(super) fn arm(&self, fault: Option<Fault>) {
         self.state().fault = fault;
         self.armed.store(true, Ordering::Release);
+    }
+
+    /// Has this process not know a stage, as one of an earlier version.
+    pub(super) fn unlearn(&self, stage: &str) {
+        self.state().unknown.push(stage.to_owned());
+        self.armed.store(true, Ordering::Release);
+    }
+
+    /// Whether it knows it.
+    pub(super) fn knows(&self, stage: &str) -> bool {
+        !self.armed.load(Ordering::Relaxed) || !self.state().unknown.iter().any(|it| it == stage)
     }
 
     /// Whether the process has died.

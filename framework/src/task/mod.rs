@@ -37,7 +37,7 @@
 //! [`Stage::next`] (with `.data(value)` for it, `.after(delay)`),
 //! [`Stage::wait`]`(stage).within(time)`, [`Stage::retry`]`(why)` (with `.after(delay)`),
 //! [`Stage::complete`], [`Stage::fail`]`(why)`; each with `.with(closure)`.
-//! An `Err` is a retry if it is temporary (503, 429, a lost compare-and-set),
+//! An `Err` is a retry if it is temporary (503, 429, 507, a lost compare-and-set),
 //! else a failure. A failure, the last attempt, a wait that timed out and a
 //! cancel all run the stage's `_failed` twin; of a wait, the twin of the stage
 //! that was waited for. A twin may go on as any stage can; when it fails

@@ -148,11 +148,11 @@ impl From<Error> for Reason {
     }
 }
 
-/// Whether it may go better another time: overload, or a row that somebody
-/// else changed between our read and our write.
+/// Whether it may go better another time: overload, a full disk, or a row that
+/// somebody else changed between our read and our write.
 pub(crate) fn is_temporary(error: &Error) -> bool {
     match error.kind() {
-        Kind::Unavailable | Kind::TooManyRequests => true,
+        Kind::Unavailable | Kind::TooManyRequests | Kind::InsufficientStorage => true,
         Kind::Conflict => error.class_name() == "ConflictError",
         _ => false,
     }

@@ -24,12 +24,14 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use diesel::Connection as _;
+use diesel::connection::InstrumentationEvent;
 use futures_util::FutureExt as _;
 use tokio::time::sleep;
 
 use super::clock::micros;
 pub use super::faults::{Fault, Point, Then, When};
-use super::{Engine, WorkerOptions, Workers};
+use super::{Engine, WorkerOptions, Workers, store};
 use crate::ctx::{Core, Ctx, Tx};
 use crate::db::{self, Cost, Sql};
 use crate::{Error, Result};
@@ -55,6 +57,12 @@ pub fn jump(core: &Core, micros: i64) {
 /// Has an engine fail at a point.
 pub fn arm(core: &Core, fault: Option<Fault>) {
     core.tasks.faults().arm(fault);
+}
+
+/// Has a process not know a stage, as one of an earlier version of the program
+/// would not.
+pub fn unlearn(core: &Core, stage: &str) {
+    core.tasks.faults().unlearn(stage);
 }
 
 struct Process {
@@ -350,6 +358,73 @@ pub async fn check(core: &Arc<Core>) -> Result<Vec<String>> {
         }
     }
     Ok(wrong)
+}
+
+/// What a look and a claim read.
+#[derive(Debug, Clone, Default)]
+pub struct Claim {
+    /// Tasks that were there to be claimed.
+    pub claimed: usize,
+    /// On PostgreSQL, blocks of the engine's tables and their indexes, those of
+    /// the claim's own writes too.
+    pub blocks: i64,
+    /// On SQLite, how each statement finds its rows, in the words of
+    /// `EXPLAIN QUERY PLAN`.
+    pub plans: Vec<String>,
+}
+
+/// Looks and claims so many tasks of each queue as a worker that has just
+/// begun does, tells what that read, and undoes it.
+///
+/// # Errors
+/// What the database says.
+pub async fn claim(core: &Arc<Core>, n: i64) -> Result<Claim> {
+    let told = Arc::new(Mutex::new(Claim::default()));
+    let (tell, of) = (told.clone(), core.clone());
+    let undone = core.db.write_engine(move |conn| {
+        let now = of.tasks.clock().now(conn)?;
+        let texts = Arc::new(Mutex::new(Vec::new()));
+        if let db::AnyConnection::Sqlite(conn) = conn {
+            let texts = texts.clone();
+            conn.set_instrumentation(move |event: InstrumentationEvent<'_>| {
+                if let InstrumentationEvent::StartQuery { query, .. } = event {
+                    lock(&texts).push(query.to_string());
+                }
+            });
+        }
+        let claimed = try_claim(conn, now, n);
+        let mut claim = Claim { claimed: claimed?, ..Claim::default() };
+        if let db::AnyConnection::Sqlite(conn) = conn {
+            conn.set_instrumentation(diesel::connection::get_default_instrumentation());
+        }
+        let texts = std::mem::take(&mut *lock(&texts));
+        for text in &texts {
+            let text = text.split(" -- binds").next().unwrap_or_default();
+            let rows = db::load::<(i64, i64, i64, String)>(conn, Sql::new(format!("EXPLAIN QUERY PLAN {text}")))?;
+            claim.plans.extend(rows.into_iter().map(|(.., detail)| detail));
+        }
+        if conn.dialect() == db::Dialect::Postgres {
+            let sql = "SELECT sum(pg_stat_get_xact_blocks_fetched(oid))::bigint FROM pg_class WHERE relname IN \
+                 ('tasks', 'task_ready', 'workers') OR oid IN (SELECT indexrelid FROM pg_index JOIN pg_class t ON \
+                 t.oid = indrelid WHERE t.relname IN ('tasks', 'task_ready', 'workers'))";
+            claim.blocks = db::load_one::<(Option<i64>,)>(conn, Sql::new(sql))?.and_then(|(n,)| n).unwrap_or(0);
+        }
+        *lock(&tell) = claim;
+        Err::<(), _>(Error::conflict("undone"))
+    });
+    match undone.await {
+        Err(error) if error.kind() == crate::Kind::Conflict => Ok(lock(&told).clone()),
+        Err(error) => Err(error),
+        Ok(_) => Err(Error::internal("a claim was not undone")),
+    }
+}
+
+fn try_claim(conn: &mut db::AnyConnection, now: i64, n: i64) -> Result<usize> {
+    store::look(conn, now, 64)?;
+    let heads = store::heads(conn, "", 64)?;
+    let shares: Vec<_> = heads.into_iter().map(|queue| store::Share { queue, n, floor: 0 }).collect();
+    store::promote_timers(conn, now, n)?;
+    Ok(store::claim(conn, "nobody", now, &shares)?.len())
 }
 
 /// What a replay did.

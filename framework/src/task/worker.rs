@@ -19,7 +19,7 @@ use super::plan::{Now, Plan};
 use super::share::Shares;
 use super::stage::{Effect, Reason, ReasonKind, Spawn, Step};
 use super::store::{self, Claimed, Move, Process, Seen, Status};
-use super::{TaskEntry, entry, heart, is_winding_up, names};
+use super::{StageSpec, TaskEntry, entry, heart, is_winding_up, names};
 use crate::Result;
 use crate::auth::UserCred;
 use crate::ctx::{Core, Ctx, Tx, new_id};
@@ -438,7 +438,8 @@ impl Worker {
 
     /// Runs one stage and says what is to become of the task.
     async fn attempt(&self, kind: &'static TaskEntry, task: &Arc<Claimed>, object: Option<Fetched>) -> Plan {
-        let Some(spec) = kind.stage(&task.stage) else {
+        let knows = |_: &&StageSpec| self.core.tasks.faults().knows(&task.stage);
+        let Some(spec) = kind.stage(&task.stage).filter(knows) else {
             tracing::warn!(
                 task = task.id,
                 name = task.task_name,

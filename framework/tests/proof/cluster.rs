@@ -191,10 +191,10 @@ async fn call_back(core: &Arc<Core>) {
 async fn serve(core: Arc<Core>, me: i64) {
     let (seconds, tasks) = (number("PODYARD_PROOF_SECONDS", 40), number("PODYARD_PROOF_TASKS", 10_000));
     let until = number("PODYARD_PROOF_UNTIL", 0);
-    let over = || seconds > 0 && chrono::Utc::now().timestamp() >= i64::try_from(until).unwrap();
+    let over = || seconds > 0 && podyard::now().timestamp() >= i64::try_from(until).unwrap();
     let mine: Vec<i64> = (0..OBJECTS).filter(|it| it % PROCESSES as i64 == me).collect();
     let chunks: Vec<Vec<i64>> = mine.chunks(BATCH as usize).map(<[i64]>::to_vec).collect();
-    let batches = i64::try_from(tasks).unwrap() / PROCESSES as i64 / BATCH;
+    let batches = i64::try_from(tasks).unwrap() / OBJECTS * i64::try_from(chunks.len()).unwrap();
     let mut batch = 0;
     loop {
         call_back(&core).await;
@@ -334,7 +334,7 @@ fn a_cluster_under_fire() {
         .unwrap();
 
     let begin = Instant::now();
-    let until = chrono::Utc::now().timestamp() + i64::try_from(seconds).unwrap();
+    let until = podyard::now().timestamp() + i64::try_from(seconds).unwrap();
     let start = |server| Process::start(&url, until, server);
     let mut servers: Vec<_> = (0..PROCESSES).map(|i| start(Some(i))).collect();
     let mut workers: Vec<_> = (0..PROCESSES).map(|_| start(None)).collect();

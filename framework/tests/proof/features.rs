@@ -434,10 +434,10 @@ kind!(
 );
 
 /// These look at what all of them ran.
-static ONE: Mutex<()> = Mutex::new(());
+static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-fn fresh() -> std::sync::MutexGuard<'static, ()> {
-    let guard = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+async fn fresh() -> tokio::sync::MutexGuard<'static, ()> {
+    let guard = ONE.lock().await;
     *RAN.lock().unwrap() = Ran::default();
     guard
 }
@@ -465,7 +465,7 @@ where
 #[test]
 fn smaller_priorities_go_first() {
     with_kit(&WorkerOptions { slots: 1, ..options() }, async |kit: &Kit| {
-        let _guard = fresh();
+        let _guard = fresh().await;
         many::<Plain>(kit, "p", &["90"; 5], 90).await;
         many::<Plain>(kit, "p", &["50"; 5], 50).await;
         many::<Plain>(kit, "p", &["10"; 5], 10).await;
@@ -478,7 +478,7 @@ fn smaller_priorities_go_first() {
 #[test]
 fn projects_take_turns() {
     with_kit(&WorkerOptions { slots: 2, ..options() }, async |kit: &Kit| {
-        let _guard = fresh();
+        let _guard = fresh().await;
         many::<Plain>(kit, "big", &["big"; 200], 50).await;
         many::<Plain>(kit, "small", &["small"; 10], 50).await;
         many::<Plain>(kit, "tiny", &["tiny"; 3], 50).await;
@@ -498,7 +498,7 @@ fn projects_take_turns() {
 fn a_kind_runs_no_more_at_once_than_it_says() {
     // It looks seldom: who ends must make room for the next.
     with_kit(&WorkerOptions { poll: Duration::from_secs(2), ..options() }, async |kit: &Kit| {
-        let _guard = fresh();
+        let _guard = fresh().await;
         many::<Pair>(kit, "p", &["it"; 40], 50).await;
         let begin = Instant::now();
         kit.run().unwrap();
@@ -513,7 +513,7 @@ fn a_kind_runs_no_more_at_once_than_it_says() {
 #[test]
 fn a_kind_begins_no_more_in_a_second_than_it_says() {
     with_kit(&options(), async |kit: &Kit| {
-        let _guard = fresh();
+        let _guard = fresh().await;
         many::<Slow>(kit, "p", &["it"; 50], 50).await;
         let begin = Instant::now();
         kit.run().unwrap();

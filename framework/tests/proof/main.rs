@@ -5,6 +5,8 @@
 mod cluster;
 mod crashes;
 mod features;
+mod handlers;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod plans;
 mod things;
