@@ -2,6 +2,7 @@
 //! of resource types; everything else here is manners: request ids, problem
 //! details, `Server-Timing`, limits, conditional answers.
 
+mod callback;
 mod compress;
 mod conditional;
 mod cors;
@@ -191,6 +192,16 @@ async fn dispatch(req: HttpRequest, payload: web::Payload, app: web::Data<App>) 
     let mut seen = Seen { resource: "none", user: None, media: media::JSON, deprecated: None };
     if event::is_watch(&req) {
         let result = event::open(&req, &app, &id, &mut seen.resource, &mut seen.user).await;
+        let (response, error) = match result {
+            Ok(response) => (response, None),
+            Err(error) => (problem(&error, &req, &id), Some(error)),
+        };
+        observe(&req, &response, &id, &seen, start, error.as_ref());
+        return response;
+    }
+    if let Some(task) = callback::task_of(&req) {
+        seen.resource = "tasks";
+        let result = callback::take(&req, payload, &app, &id, task).await;
         let (response, error) = match result {
             Ok(response) => (response, None),
             Err(error) => (problem(&error, &req, &id), Some(error)),

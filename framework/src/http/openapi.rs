@@ -75,7 +75,11 @@ fn document(registry: &Registry) -> Value {
     }
     for extra in inventory::iter::<ExtraPaths> {
         for (path, item) in (extra.paths)(&mut generator) {
-            paths.insert(path.to_owned(), item);
+            // What it says stands beside what a type's own path has already.
+            match (paths.get_mut(path), item) {
+                (Some(Value::Object(there)), Value::Object(more)) => there.extend(more),
+                (_, item) => drop(paths.insert(path.to_owned(), item)),
+            }
         }
     }
     fixed_paths(&mut paths);

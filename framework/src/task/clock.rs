@@ -7,6 +7,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 use crate::Result;
 use crate::db::{self, AnyConnection, Dialect, Sql};
 
@@ -76,6 +78,14 @@ impl Clock {
             Some((time, _)) => Ok(time),
             None => Ok(self.read(conn)?.0),
         }
+    }
+
+    /// What the database's clock shows, for what goes by the time of day.
+    pub(super) fn wall(&self, conn: &mut AnyConnection) -> Result<DateTime<Utc>> {
+        let sql = Sql::new("SELECT ").text(reading(conn.dialect()));
+        let (clock,) = db::load_one::<(i64,)>(conn, sql)?.unwrap_or_default();
+        let skew = self.skew.load(std::sync::atomic::Ordering::Relaxed);
+        Ok(DateTime::from_timestamp_micros(clock + skew).unwrap_or_default())
     }
 
     /// The engine's time by this process alone; zero before the first [`Clock::sync`].

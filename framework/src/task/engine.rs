@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
@@ -49,6 +50,7 @@ impl Metrics {
 pub(crate) struct Waker {
     wake: Notify,
     due: AtomicBool,
+    news: AtomicBool,
 }
 
 impl Waker {
@@ -61,6 +63,16 @@ impl Waker {
     /// Something will be due.
     pub(super) fn look(&self) {
         self.wake.notify_one();
+    }
+
+    /// What may run has changed, by a kind that was paused or resumed.
+    pub(super) fn news(&self) {
+        self.news.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn take_news(&self) -> bool {
+        self.news.swap(false, Ordering::AcqRel)
     }
 
     pub(super) fn take_due(&self) -> bool {
@@ -156,7 +168,9 @@ impl Engine {
         crate::worker::register(&worker);
         let heart = Heart::start(worker.clone())?;
         let dispatcher = tokio::spawn(worker.clone().dispatch());
-        let keeper = tokio::spawn(worker.clone().keep_house());
+        let schedules = super::schedule::keep(core.clone(), worker.names(), worker.stopped());
+        let house = worker.clone().keep_house();
+        let keeper = tokio::spawn(async move { tokio::join!(house, schedules) }.map(drop));
         Ok(Workers { worker, stop, dispatcher, keeper, heart })
     }
 }

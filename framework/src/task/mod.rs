@@ -61,9 +61,11 @@ mod commit;
 mod ctx;
 mod engine;
 mod heart;
+mod kind;
 mod outlook;
 mod plan;
 mod resource;
+mod schedule;
 mod share;
 mod stage;
 mod start;
@@ -76,9 +78,12 @@ use serde::de::DeserializeOwned;
 use crate::Result;
 use crate::model::{Meta, Record};
 
+pub use callback::Received;
 pub use ctx::TaskCtx;
 pub use engine::{Engine, Metrics, WorkerOptions, Workers};
+pub use kind::{KindStatistics, TaskKind};
 pub use resource::{CallbackInput, Task};
+pub use schedule::Schedule;
 pub use stage::{FanOut, IntoStage, Reason, ReasonKind, Stage, StageInput, StageName, Subtasks, Wait};
 pub use start::TaskStart;
 
@@ -152,6 +157,8 @@ pub struct TaskEntry {
     pub(crate) fetch: ctx::FetchFn,
     pub(crate) lock: ctx::LockFn,
     pub(crate) apply: ctx::ApplyFn,
+    pub(crate) check: ctx::CheckFn,
+    pub(crate) start: ctx::StartFn,
 }
 
 impl TaskEntry {
@@ -167,6 +174,8 @@ impl TaskEntry {
             fetch: ctx::fetch::<T>,
             lock: ctx::lock::<T>,
             apply: ctx::apply::<T>,
+            check: ctx::check::<T>,
+            start: ctx::start::<T>,
         }
     }
 

@@ -19,7 +19,7 @@ use super::plan::{Now, Plan};
 use super::share::Shares;
 use super::stage::{Effect, Reason, ReasonKind, Spawn, Step};
 use super::store::{self, Claimed, Move, Process, Seen, Status};
-use super::{TaskEntry, entry, heart, is_winding_up, names};
+use super::{TaskEntry, entry, heart, is_winding_up, kind, names};
 use crate::Result;
 use crate::auth::UserCred;
 use crate::ctx::{Core, Ctx, Tx, new_id};
@@ -36,6 +36,8 @@ const FORGET: i64 = 200;
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 /// Queues that one look sees; with more, it takes turns among them.
 const HEADS: i64 = 64;
+/// The same, as a number of rows.
+const FULL: usize = HEADS as usize;
 /// Timers that one claim makes due.
 const TIMERS: i64 = 500;
 
@@ -158,6 +160,16 @@ impl Worker {
         self.options.lease
     }
 
+    /// The kinds that it runs.
+    pub(super) fn names(&self) -> Arc<[&'static str]> {
+        self.names.clone()
+    }
+
+    /// Says when it is to stop.
+    pub(super) fn stopped(&self) -> watch::Receiver<bool> {
+        self.stopped.clone()
+    }
+
     fn is_stopping(&self) -> bool {
         *self.stopped.borrow()
     }
@@ -167,6 +179,7 @@ impl Worker {
         if self.names.is_empty() {
             return;
         }
+        self.register().await;
         let mut stopped = self.stopped.clone();
         let mut pause = Duration::ZERO;
         let mut looked: Option<Instant> = None;
@@ -189,10 +202,10 @@ impl Worker {
 
     /// Looks and claims once; tells how long to sleep.
     async fn round(self: &Arc<Self>, looked: &mut Option<Instant>) -> Result<Duration> {
-        let due = self.waker.take_due();
+        let (due, news) = (self.waker.take_due(), self.waker.take_news());
         let mut timers = false;
         // Under load nobody sleeps, but dead workers and timers are to be found all the same.
-        if !due || looked.is_none_or(|at| at.elapsed() >= self.options.poll) {
+        if !due || news || looked.is_none_or(|at| at.elapsed() >= self.options.poll) {
             let look = self.look().await?;
             *looked = Some(Instant::now());
             let dead = self.judge(&look.workers);
@@ -239,11 +252,35 @@ impl Worker {
             let clock = clock.clone();
             self.core.db.write(None, move |conn| clock.sync(conn)).await?;
         }
+        let (shares, names) = (self.shares.clone(), self.names.clone());
         let look = move |conn: &mut crate::db::AnyConnection| {
             let now = clock.peek(conn)?;
-            store::look(conn, now, HEADS)
+            shares.pause(kind::paused(conn)?);
+            let mut look = store::look(conn, now, HEADS)?;
+            // What nobody here may run must not hide what comes after it.
+            let wants = |it: &String| shares.wants(&names, it);
+            while look.heads.len() >= FULL && !look.heads.iter().any(wants) {
+                look.heads = store::heads(conn, look.heads.last().map_or("", |it| it), HEADS)?;
+            }
+            Ok(look)
         };
         Ok(self.core.db.read(Cost::Bounded, look).await?.value)
+    }
+
+    /// Makes its kinds known to administrators.
+    async fn register(&self) {
+        let names = self.names.clone();
+        let missing = move |conn: &mut crate::db::AnyConnection| kind::unregistered(conn, &names);
+        let done = match self.core.db.read(Cost::Bounded, missing).await {
+            Ok(missing) if missing.value.is_empty() => return,
+            Ok(missing) => {
+                self.core.db.write(None, move |conn| kind::register(conn, &missing.value)).await.map(drop)
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, "kinds of tasks could not be made known");
+        }
     }
 
     /// The processes that are dead, and the beat that they had.
@@ -297,7 +334,7 @@ impl Worker {
             if timers {
                 store::promote_timers(conn, now, TIMERS)?;
             }
-            let (mut heads, cursor) = heads(conn, &cursor)?;
+            let (mut heads, cursor) = heads(conn, &cursor, &|it| shares.wants(&names, it))?;
             let mut claimed: Vec<Next> = Vec::new();
             while claimed.len() < wanted {
                 let parts = shares.divide(&names, &mut heads, wanted - claimed.len());
@@ -445,7 +482,7 @@ impl Worker {
                 options: &self.options,
                 time: self.core.tasks.clock().time(),
                 cancel,
-                stopping: self.is_stopping(),
+                stopping: self.is_stopping() || self.shares.is_paused(kind.name),
             };
             let to = plan.moved(kind, task, &now);
             let (effect, spawns) = (plan.effect.take(), std::mem::take(&mut plan.spawns));
@@ -550,6 +587,7 @@ impl Worker {
 
     /// Deletes old tasks, if it is time to, and finds stuck ones.
     pub(super) async fn tidy(&self, forget: bool) {
+        self.register().await;
         if forget && let Err(error) = self.forget().await {
             tracing::warn!(%error, "old tasks could not be deleted");
         }
@@ -682,11 +720,19 @@ impl Worker {
 
 /// The queues that have something due: from the first one, and where there
 /// are more of one priority than a look sees, from where the last one ended.
-fn heads(conn: &mut crate::db::AnyConnection, cursor: &str) -> Result<(Vec<String>, String)> {
-    let heads = store::heads(conn, "", HEADS)?;
+/// Those of which this process may run none, at the front, are left out.
+fn heads(
+    conn: &mut crate::db::AnyConnection,
+    cursor: &str,
+    wants: &dyn Fn(&str) -> bool,
+) -> Result<(Vec<String>, String)> {
+    let mut heads = store::heads(conn, "", HEADS)?;
+    while heads.len() >= FULL && !heads.iter().any(|it| wants(it)) {
+        heads = store::heads(conn, heads.last().map_or("", |it| it), HEADS)?;
+    }
     let level = |key: &str| key.split('/').next().unwrap_or_default().to_owned();
     let (Some(first), Some(last)) = (heads.first(), heads.last()) else { return Ok((heads, String::new())) };
-    if heads.len() < usize::try_from(HEADS).unwrap_or(usize::MAX) || level(first) != level(last) {
+    if heads.len() < FULL || level(first) != level(last) {
         return Ok((heads, String::new()));
     }
     let mut rest = store::heads(conn, cursor, HEADS)?;

@@ -1,0 +1,3 @@
+DROP TABLE task_notes;
+DROP TABLE schedules;
+DROP TABLE task_kinds;
