@@ -303,6 +303,14 @@ impl House {
         row["id"].as_str().unwrap().to_owned()
     }
 
+    /// Opens a stream and waits until it is ready.
+    async fn watch(&self, path: &str, token: &str) -> TcpStream {
+        let socket = self.stream("GET", path, token, "");
+        let (socket, text) = read_until(socket, "event: ready").await;
+        assert!(text.contains(" 200 OK"), "{text}");
+        socket
+    }
+
     async fn get(&self, path: &str, token: &str) -> Value {
         let (status, answer) = self.ask("GET", path, token, "").await;
         assert_eq!(status, 200, "{path}: {answer}");
@@ -397,6 +405,8 @@ on_each_database!(
     a_schedule_says_what_is_wrong_with_it,
     a_tick_while_the_task_before_runs,
     a_task_tells_its_life,
+    tasks_are_told_while_somebody_watches,
+    a_watch_that_begins_under_load_misses_nothing,
 );
 
 async fn a_callback_needs_its_token_only(url: Option<String>) {
@@ -696,4 +706,105 @@ async fn a_task_tells_its_life(url: Option<String>) {
     let id = house.start::<Work>(&row, Params::default()).await;
     let done = house.in_status(&id, "done").await;
     assert!(done.get("result").is_none_or(Value::is_null), "{done}");
+}
+
+async fn tasks_are_told_while_somebody_watches(url: Option<String>) {
+    let house = house(url).await;
+    const RECORDS: &str = "SELECT count(*) FROM ops_log WHERE obj_type = 'task' AND obj_id <> ''";
+    let row = house.gadget().await;
+    let before = house.start::<Work>(&row, Params::default()).await;
+    house.in_status(&before, "done").await;
+    assert_eq!(house.number(RECORDS).await, 0, "nobody watches");
+
+    let mine = house.watch("/tasks?watch=true", ANN).await;
+    let his = house.watch("/tasks?watch=true", BOB).await;
+    let row = house.gadget().await;
+    let id = house.start::<Call>(&row, Params::default()).await;
+    let token = token_of(&row).await;
+    let one = house.watch(&format!("/tasks/{id}?watch=true"), ANN).await;
+    let (mine, waits) = read_until(mine, "\"action\":\"waiting\"").await;
+    assert!(waits.contains("event: created") && waits.contains(&id), "{waits}");
+    assert!(!waits.contains(&before), "{waits}");
+    house.in_status(&id, "waiting").await;
+    house.ask("POST", &format!("/tasks/{id}"), "", &json!({"token": token}).to_string()).await;
+    let (_, told) = read_until(mine, "\"action\":\"done\"").await;
+    assert!(told.contains("event: updated") && told.contains("\"status\":\"done\""), "{told}");
+    read_until(one, "\"action\":\"done\"").await;
+    // What is another's is not told; what is one's own is.
+    let ctx = podyard::Ctx::new(house.core.clone(), Arc::new(cred(BOB).unwrap()), "r");
+    let bobs = ctx.write(None, |tx| {
+        let mut row = Gadget::from_create(&GadgetCreate::default());
+        row.name = "his".into();
+        let row = tx.create(row)?;
+        tx.start_task::<Other>(&row, Params::default())
+    });
+    let bobs = bobs.await.unwrap().value;
+    let (_, heard) = read_until(his, "\"action\":\"done\"").await;
+    assert!(heard.contains(&bobs) && !heard.contains(&id), "{heard}");
+
+    // From a position: what came since, and nothing before.
+    let ready =
+        waits.lines().chain(told.lines()).filter_map(|it| it.strip_prefix("id: ")).next_back().unwrap();
+    let row = house.gadget().await;
+    let later = house.start::<Other>(&row, Params::default()).await;
+    house.in_status(&later, "done").await;
+    let again = house.stream("GET", &format!("/tasks?watch=true&since={ready}"), ANN, "");
+    let (_, told) = read_until(again, "\"action\":\"done\"").await;
+    assert!(told.contains(&later) && !told.contains(&id), "{told}");
+    // Where records were not made all the time, nobody can go on.
+    house.sql("UPDATE task_watch SET watched = FALSE, ready = FALSE, until = 0".into()).await;
+    let socket = house.stream("GET", &format!("/tasks?watch=true&since={ready}"), ANN, "");
+    let (_, gone) = read_until(socket, "EventsExpiredError").await;
+    assert!(gone.contains(" 410 "), "{gone}");
+    // They are no matter of the audit.
+    let events = house.get("/events?limit=1000", ADMIN).await;
+    assert!(!events.to_string().contains("\"obj_type\":\"task\""), "{events}");
+    house.sql("UPDATE task_watch SET watched = FALSE, ready = FALSE, until = 0".into()).await;
+    let n = house.number(RECORDS).await;
+    let row = house.gadget().await;
+    let silent = house.start::<Other>(&row, Params::default()).await;
+    house.in_status(&silent, "done").await;
+    assert_eq!(house.number(RECORDS).await, n, "nobody watches any more");
+}
+
+async fn a_watch_that_begins_under_load_misses_nothing(url: Option<String>) {
+    let house = Arc::new(house(url).await);
+    let (starter, stop) = (house.clone(), Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let ended = stop.clone();
+    let starting = tokio::spawn(async move {
+        let mut all = Vec::new();
+        while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+            let row = starter.gadget().await;
+            all.push(starter.start::<Work>(&row, Params::default()).await);
+        }
+        all
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let stream = house.watch("/tasks?watch=true", ANN).await;
+    // What the stream does not tell was so before: it is read after `ready`.
+    let there = house.get("/tasks?limit=2048", ANN).await["tasks"].clone();
+    let mut status: HashMap<String, String> = HashMap::new();
+    for task in there.as_array().unwrap() {
+        status.insert(task["id"].as_str().unwrap().into(), task["status"].as_str().unwrap().into());
+    }
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let all = starting.await.unwrap();
+    for id in &all {
+        house.in_status(id, "done").await;
+    }
+    let row = house.gadget().await;
+    let last = house.start::<Other>(&row, Params::default()).await;
+    house.in_status(&last, "done").await;
+    let (_, told) = read_until(stream, &format!("{last}\",\"version\"")).await;
+    let told =
+        told.lines().filter_map(|it| it.strip_prefix("data: ")).filter(|it| it.starts_with("{\"task\""));
+    for data in told {
+        let data: Value = serde_json::from_str(data).unwrap();
+        let task = &data["task"];
+        status.insert(task["id"].as_str().unwrap().into(), task["status"].as_str().unwrap().into());
+    }
+    assert!(all.len() > 20, "{}", all.len());
+    let open: Vec<_> = all.iter().filter(|id| status.get(*id).is_none_or(|it| it != "done")).collect();
+    assert!(open.is_empty(), "{} of {} never told as done: {open:?}", open.len(), all.len());
 }

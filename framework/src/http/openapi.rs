@@ -277,7 +277,7 @@ pub(super) fn parameter(name: &str, place: &str, required: bool, schema: Value, 
 
 /// What turns a read into a stream.
 fn watch_parameters(meta: &Meta) -> Vec<Value> {
-    if meta.source.unlogged {
+    if !crate::event::is_watchable(meta) {
         return Vec::new();
     }
     let flag = || json!({"type": "boolean"});

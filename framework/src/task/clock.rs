@@ -81,7 +81,7 @@ impl Clock {
     }
 
     /// What the database's clock shows, for what goes by the time of day.
-    pub(super) fn wall(&self, conn: &mut AnyConnection) -> Result<DateTime<Utc>> {
+    pub(crate) fn wall(&self, conn: &mut AnyConnection) -> Result<DateTime<Utc>> {
         let sql = Sql::new("SELECT ").text(reading(conn.dialect()));
         let (clock,) = db::load_one::<(i64,)>(conn, sql)?.unwrap_or_default();
         let skew = self.skew.load(std::sync::atomic::Ordering::Relaxed);

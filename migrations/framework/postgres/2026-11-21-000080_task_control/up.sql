@@ -47,3 +47,41 @@ CREATE TABLE task_notes (
     user_name TEXT NOT NULL
 );
 CREATE INDEX task_notes_task ON task_notes (task_id, id);
+
+-- Tasks change too often for a record of each change: records are made only
+-- while somebody watches tasks, by the triggers below. Records after the
+-- position are all there, once it is ready.
+CREATE TABLE task_watch (
+    id BIGINT NOT NULL PRIMARY KEY,
+    watched BOOLEAN NOT NULL,
+    ready BOOLEAN NOT NULL,
+    until BIGINT NOT NULL,
+    xid BIGINT NOT NULL,
+    seq BIGINT NOT NULL
+);
+INSERT INTO task_watch (id, watched, ready, until, xid, seq) VALUES (1, FALSE, FALSE, 0, 0, 0);
+CREATE FUNCTION tasks_told() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT 1 FROM task_watch WHERE watched) THEN
+        INSERT INTO ops_log (at, obj_type, obj_id, obj_name, obj_version, action, owner_domain_id, owner_project_id,
+        owner_user_id, user_id, user_name, project_id, domain_id, request_id, task_id, id, notes)
+        SELECT (extract(epoch from clock_timestamp()) * 1000000)::bigint, 'task', t.id, '', t.version, CASE WHEN TG_OP = 'INSERT' THEN 'create' ELSE t.status END, t.domain_id, t.project_id,
+        t.user_id, '', '', '', '', '', t.id, 'task-' || t.id || '-' || t.version, '{}'
+        FROM changed AS t ON CONFLICT (id) DO NOTHING;
+    END IF;
+    RETURN NULL;
+END $$;
+-- For each statement: while nobody watches, a group of changes costs one look.
+CREATE TRIGGER tasks_told_new AFTER INSERT ON tasks REFERENCING NEW TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION tasks_told();
+CREATE TRIGGER tasks_told AFTER UPDATE ON tasks REFERENCING NEW TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION tasks_told();
+CREATE INDEX ops_log_tasks ON ops_log (at) WHERE obj_type = 'task';
+
+-- They are the feed's, not the audit's.
+CREATE OR REPLACE VIEW events AS
+    SELECT id, obj_version AS version, at AS created_at, at AS updated_at, obj_type, obj_id, obj_name,
+        obj_version, action, owner_domain_id, owner_project_id, owner_user_id, user_id, user_name,
+        domain_id, project_id, request_id, client_ip, task_id, notes AS changes,
+        CASE WHEN owner_user_id <> user_id THEN owner_user_id END AS other_owner
+    FROM ops_log WHERE obj_type <> 'task';
