@@ -407,6 +407,8 @@ on_each_database!(
     a_task_tells_its_life,
     tasks_are_told_while_somebody_watches,
     a_watch_that_begins_under_load_misses_nothing,
+    stuck_tasks_are_told_and_set_right,
+    many_are_cancelled_and_retried_at_once,
 );
 
 async fn a_callback_needs_its_token_only(url: Option<String>) {
@@ -807,4 +809,114 @@ async fn a_watch_that_begins_under_load_misses_nothing(url: Option<String>) {
     assert!(all.len() > 20, "{}", all.len());
     let open: Vec<_> = all.iter().filter(|id| status.get(*id).is_none_or(|it| it != "done")).collect();
     assert!(open.is_empty(), "{} of {} never told as done: {open:?}", open.len(), all.len());
+}
+
+async fn metrics(house: &House) -> String {
+    let mut socket = house.stream("GET", "/metrics", ADMIN, "");
+    tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        socket.read_to_string(&mut text).unwrap();
+        text
+    })
+    .await
+    .unwrap()
+}
+
+async fn stuck_tasks_are_told_and_set_right(url: Option<String>) {
+    let mut house = house(url).await;
+    house.workers.take().unwrap().drain().await;
+    // Queued without a row that would wake it; and behind a head that is none.
+    let row = house.gadget().await;
+    let asleep = house.start::<Other>(&row, Params::default()).await;
+    let row = house.gadget().await;
+    let head = house.start::<Other>(&row, Params::default()).await;
+    let ctx = podyard::Ctx::new(house.core.clone(), Arc::new(cred(ANN).unwrap()), "r");
+    let behind = ctx
+        .write(None, move |tx| tx.task::<Other>(&row, Params::default()).behind().start())
+        .await
+        .unwrap()
+        .value;
+    assert_eq!(house.task(&behind).await["status"], "blocked");
+    let late = house.gadget().await;
+    let late = house.start::<Work>(&late, Params::default()).await;
+    house.sql(format!("UPDATE task_ready SET run_at = run_at - 900000000 WHERE task_id = '{late}'")).await;
+    house.sql(format!("DELETE FROM task_ready WHERE task_id IN ('{asleep}', '{head}')")).await;
+    house.sql(format!("UPDATE tasks SET status = 'done', active_key = NULL WHERE id = '{head}'")).await;
+    house.sql(format!("UPDATE tasks SET updated_at = updated_at - 60000000 WHERE id = '{asleep}'")).await;
+    let told = metrics(&house).await;
+    let line = |name: &str| {
+        let of = told.lines().find(|it| it.starts_with(&format!("{name}{{kind=\"work\"}} ")));
+        of.unwrap_or_else(|| panic!("no {name} in {told}"))
+            .rsplit(' ')
+            .next()
+            .unwrap()
+            .parse::<f64>()
+            .unwrap()
+    };
+    assert!(line("podyard_tasks_due") >= 1.0 && line("podyard_tasks_oldest_due_seconds") >= 900.0, "{told}");
+    // A worker of another kind looks after them.
+    let options = WorkerOptions { names: Some(vec!["call"]), ..quick() };
+    let workers = Engine::run(&house.core, options).unwrap();
+    workers.tidy().await;
+    let told = metrics(&house).await;
+    for it in [
+        "podyard_tasks_stuck{why=\"unclaimed\"} 1",
+        "podyard_tasks_stuck{why=\"asleep\"} 1",
+        "podyard_tasks_stuck{why=\"headless\"} 1",
+        "podyard_tasks_repaired_total{why=\"asleep\"} 1",
+        "podyard_tasks_repaired_total{why=\"headless\"} 1",
+    ] {
+        assert!(told.contains(it), "{it} in {told}");
+    }
+    workers.tidy().await;
+    assert!(metrics(&house).await.contains("podyard_tasks_stuck{why=\"asleep\"} 0"));
+    workers.drain().await;
+    let _workers = Engine::run(&house.core, quick()).unwrap();
+    for id in [&asleep, &behind, &late] {
+        let task = house.in_status(id, "done").await;
+        let repaired = task["history"].to_string().contains("repair");
+        assert_eq!(repaired, id != &late, "{task}");
+    }
+    let told = metrics(&house).await;
+    for it in [
+        "podyard_task_ends_total{kind=\"other\",status=\"done\"} 2",
+        "podyard_task_attempts_total{kind=\"work\",outcome=\"done\"} 2",
+        "podyard_task_stage_duration_seconds_count{kind=\"work\"} 2",
+        "podyard_task_kind_paused{kind=\"other\"} 0",
+    ] {
+        assert!(told.contains(it), "{it} in {told}");
+    }
+}
+
+async fn many_are_cancelled_and_retried_at_once(url: Option<String>) {
+    let house = house(url).await;
+    let mut failed = Vec::new();
+    let mut waiting = Vec::new();
+    for _ in 0..3 {
+        let row = house.gadget().await;
+        failed.push(house.start::<Work>(&row, Params { nap_ms: 0, fail: true }).await);
+        let row = house.gadget().await;
+        waiting.push(house.start::<Call>(&row, Params::default()).await);
+    }
+    for (a, b) in failed.iter().zip(&waiting) {
+        house.in_status(a, "failed").await;
+        house.in_status(b, "waiting").await;
+    }
+    // Without a condition it is none.
+    assert_eq!(house.ask("POST", "/tasks/cancel", ADMIN, "").await.0, 400);
+    assert_eq!(house.ask("POST", "/tasks/retry?status=failed", ANN, "").await.0, 403);
+    let (status, answer) = house.ask("POST", "/tasks/cancel?status=waiting&task_name=call", ANN, "").await;
+    assert!(status == 200 || status == 207, "{status} {answer}");
+    for id in &waiting {
+        house.in_status(id, "cancelled").await;
+    }
+    let (status, answer) = house.ask("POST", "/tasks/retry?status=failed&task_name=work", ADMIN, "").await;
+    assert!(status == 200 || status == 207, "{status} {answer}");
+    for id in &failed {
+        let task = house.in_status(id, "failed").await;
+        assert!(task["history"].to_string().contains("\"retry\""), "{task}");
+    }
+    // What a task consists of.
+    let parent = house.get(&format!("/tasks?parent_task_id={}", failed[0]), ANN).await;
+    assert_eq!(parent["tasks"], json!([]));
 }

@@ -33,6 +33,8 @@ pub struct Metrics {
     pub recovered: AtomicU64,
     /// Results that were refused, since the task was no longer this worker's.
     pub stale: AtomicU64,
+    /// Leases that this process lost: others took it for dead.
+    pub lost: AtomicU64,
     /// Tasks in slots now.
     pub running: AtomicU64,
     /// Microseconds from due to claimed, summed over all claims.

@@ -109,6 +109,11 @@ pub(super) fn paused(conn: &mut AnyConnection) -> Result<Vec<String>> {
     Ok(db::load::<(String,)>(conn, sql)?.into_iter().map(|(it,)| it).collect())
 }
 
+/// All kinds, and whether they are paused.
+pub(super) fn all(conn: &mut AnyConnection) -> Result<Vec<(String, bool)>> {
+    db::load(conn, Sql::new("SELECT \"name\", \"paused\" FROM \"task_kinds\""))
+}
+
 type Known = (String, i64, Option<i64>, Option<i64>);
 
 fn known(kind: &TaskEntry) -> Known {

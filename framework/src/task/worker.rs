@@ -19,11 +19,12 @@ use super::plan::{Now, Plan};
 use super::share::Shares;
 use super::stage::{Effect, Reason, ReasonKind, Spawn, Step};
 use super::store::{self, Claimed, Move, Process, Seen, Status};
-use super::{TaskEntry, entry, heart, is_winding_up, kind, names};
+use super::{TaskEntry, entry, heart, is_winding_up, kind, mend, names};
 use crate::Result;
 use crate::auth::UserCred;
 use crate::ctx::{Core, Ctx, Tx, new_id};
 use crate::db::{Cost, Dialect};
+use crate::telemetry;
 use crate::worker::{Report, Reporter};
 
 /// Tasks in one claim at most.
@@ -68,6 +69,8 @@ pub(super) struct Worker {
     watched: Mutex<HashMap<String, Watched>>,
     /// The last queue of a look that did not see all of them.
     cursor: Mutex<String>,
+    /// How far the look for stuck tasks is.
+    mended: Mutex<store::Cursor>,
 }
 
 /// What this process has seen of another's heart.
@@ -140,6 +143,7 @@ impl Worker {
             committer: Committer::start(&core, options.group),
             watched: Mutex::default(),
             cursor: Mutex::default(),
+            mended: Mutex::default(),
             waker: core.tasks.waker(),
             metrics: core.tasks.metrics().clone(),
             names: known.into_iter().filter(wanted).collect(),
@@ -400,7 +404,9 @@ impl Worker {
     async fn work(&self, kind: &'static TaskEntry, worker: &Arc<str>, (mut task, mut object): Next) {
         loop {
             let task_now = Arc::new(task);
+            let begun = Instant::now();
             let plan = self.attempt(kind, &task_now, object.take()).await;
+            telemetry::STAGES.with_label_values(&[kind.name]).observe(begun.elapsed().as_secs_f64());
             Metrics::add(&self.metrics.stages, 1);
             match self.commit(kind, worker, &task_now, plan).await {
                 Some(next) => (task, object) = *next,
@@ -494,7 +500,7 @@ impl Worker {
             };
             match written {
                 Ok(Written::On(next)) => {
-                    self.count(&to);
+                    self.count(kind.name, &to);
                     return next;
                 }
                 Ok(Written::Cancelled(effect, spawns)) => {
@@ -543,7 +549,11 @@ impl Worker {
         Ok(done.await?.value)
     }
 
-    fn count(&self, to: &Move) {
+    fn count(&self, kind: &str, to: &Move) {
+        telemetry::ATTEMPTS.with_label_values(&[kind, to.outcome]).inc();
+        if to.status.is_ended() {
+            telemetry::TASKS_ENDED.with_label_values(&[kind, to.status.as_str()]).inc();
+        }
         match (to.status, &to.stage) {
             (Status::Done, _) => Metrics::add(&self.metrics.completed, 1),
             (Status::Failed, _) => Metrics::add(&self.metrics.failed, 1),
@@ -594,6 +604,11 @@ impl Worker {
         if let Err(error) = self.free_stuck().await {
             tracing::warn!(%error, "stuck tasks could not be looked for");
         }
+        let from = lock(&self.mended).clone();
+        match mend::mend(&self.core, from).await {
+            Ok(cursor) => *lock(&self.mended) = cursor,
+            Err(error) => tracing::warn!(%error, "stuck tasks could not be looked for"),
+        }
     }
 
     /// Takes tasks from workers that have no lease at all, or that have not
@@ -620,6 +635,7 @@ impl Worker {
             if self.core.db.write(None, take).await?.value {
                 tracing::warn!(task = task.id, stage = task.stage, "took a stuck task from its worker");
                 Metrics::add(&self.metrics.recovered, 1);
+                telemetry::TASKS_REPAIRED.with_label_values(&["running"]).inc();
                 self.waker.due();
             }
         }
@@ -660,6 +676,7 @@ impl Worker {
             Ok(true) => self.sure(&id, begun),
             Ok(false) => {
                 tracing::warn!(worker = %id, "others took up this worker's tasks; it drops them");
+                Metrics::add(&self.metrics.lost, 1);
                 *lock(&self.lease) = Lease { id: new_id().into(), sure: None };
                 self.abandon();
                 // What it claimed since, under the old name.
