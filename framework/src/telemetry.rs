@@ -2,7 +2,9 @@
 
 use std::sync::LazyLock;
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::new);
 
@@ -23,6 +25,59 @@ pub static DURATION: LazyLock<HistogramVec> = LazyLock::new(|| {
     let opts = HistogramOpts::new("podyard_http_request_duration_seconds", "Time to the answer.")
         .buckets(vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]);
     register(HistogramVec::new(opts, &["method", "resource"]))
+});
+
+/// Time that an attempt at a stage took, by kind of task.
+pub(crate) static STAGES: LazyLock<HistogramVec> = LazyLock::new(|| {
+    let opts = HistogramOpts::new("podyard_task_stage_duration_seconds", "Time that an attempt took.")
+        .buckets(vec![0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 600.0]);
+    register(HistogramVec::new(opts, &["kind"]))
+});
+
+/// Attempts at stages by kind and what came of them.
+pub(crate) static ATTEMPTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    let opts = Opts::new("podyard_task_attempts_total", "Attempts at stages, by what came of them.");
+    register(IntCounterVec::new(opts, &["kind", "outcome"]))
+});
+
+/// Tasks that ended, by kind and status; `failed` are the dead letters.
+pub(crate) static TASKS_ENDED: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    let opts = Opts::new("podyard_task_ends_total", "Tasks that ended, by kind and status.");
+    register(IntCounterVec::new(opts, &["kind", "status"]))
+});
+
+/// Tasks that could run now, by kind.
+pub(crate) static TASKS_DUE: LazyLock<IntGaugeVec> = LazyLock::new(|| {
+    let help = "Tasks that could run now, in all processes; counted up to 1000 for each project.";
+    register(IntGaugeVec::new(Opts::new("podyard_tasks_due", help), &["kind"]))
+});
+
+/// Since when the oldest of them waits.
+pub(crate) static TASKS_OLDEST: LazyLock<GaugeVec> = LazyLock::new(|| {
+    let opts =
+        Opts::new("podyard_tasks_oldest_due_seconds", "Since when the oldest task that could run waits.");
+    register(GaugeVec::new(opts, &["kind"]))
+});
+
+/// Kinds of tasks that are paused.
+pub(crate) static KINDS_PAUSED: LazyLock<IntGaugeVec> = LazyLock::new(|| {
+    register(IntGaugeVec::new(
+        Opts::new("podyard_task_kind_paused", "1 while the kind is paused."),
+        &["kind"],
+    ))
+});
+
+/// What the last look for stuck tasks found.
+pub(crate) static TASKS_STUCK: LazyLock<IntGaugeVec> = LazyLock::new(|| {
+    let help = "What the last look found stuck: queues that nobody takes from (unclaimed), tasks that nothing \
+                would wake (asleep), objects whose tasks wait behind none (headless).";
+    register(IntGaugeVec::new(Opts::new("podyard_tasks_stuck", help), &["why"]))
+});
+
+/// Stuck tasks that were set right.
+pub(crate) static TASKS_REPAIRED: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    let opts = Opts::new("podyard_tasks_repaired_total", "Stuck tasks that were set right.");
+    register(IntCounterVec::new(opts, &["why"]))
 });
 
 fn register<C: prometheus::core::Collector + Clone + 'static>(made: prometheus::Result<C>) -> C {

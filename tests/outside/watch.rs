@@ -626,12 +626,11 @@ fn what_cannot_be_watched_is_refused(kind: Kind) {
         ("/spaces/mine/log?watch=true", "watch"),
         ("/resources?watch=true", "watch"),
         ("/events?watch=true", "watch"),
-        ("/tasks?watch=true", "watch"),
     ] {
         let answer = ann.get(path).expect(400);
         assert_eq!(answer.blamed(), [field], "{path}: {}", answer.text());
     }
-    ann.get("/tasks?watch=true").refused(400, "NotWatchableError");
+    ann.get("/usages?watch=true").refused(400, "NotWatchableError");
     let last = [("Last-Event-ID", "x")];
     assert_eq!(ann.send("GET", "/spaces?watch=true", &last, None).expect(400).blamed(), ["Last-Event-ID"]);
     ann.nobody().get("/spaces?watch=true").refused(401, "UnauthorizedError");
@@ -641,7 +640,7 @@ fn what_cannot_be_watched_is_refused(kind: Kind) {
     ann.delete(&format!("/spaces/{id}?watch=true")).expect(400);
     let resource = ann.get("/resources/spaces").of("resource");
     assert_eq!(
-        (&resource["watch"], &ann.get("/resources/tasks").of("resource")["watch"]),
+        (&resource["watch"], &ann.get("/resources/usages").of("resource")["watch"]),
         (&json!(true), &json!(false))
     );
 }

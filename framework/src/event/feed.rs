@@ -9,7 +9,7 @@ use tokio::sync::{Notify, OnceCell, broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Change, Position, store};
+use super::{Change, Position, store, tasks};
 use crate::ctx::{Core, now};
 use crate::db::{self, Cost};
 use crate::{Error, Kind, Result, telemetry};
@@ -220,7 +220,8 @@ impl Drop for Running {
 /// Outside of a tokio runtime.
 #[must_use]
 pub fn run(core: &Arc<Core>) -> Running {
-    Running(vec![tokio::spawn(follow(core.clone())), tokio::spawn(keep_short(core.clone()))])
+    let (reader, short, tasks) = (follow(core.clone()), keep_short(core.clone()), tasks::keep(core.clone()));
+    Running(vec![tokio::spawn(reader), tokio::spawn(short), tokio::spawn(tasks)])
 }
 
 /// After a commit that is not settled yet, PostgreSQL is asked again so soon,

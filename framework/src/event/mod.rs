@@ -11,6 +11,7 @@ mod position;
 mod resource;
 pub(crate) mod rows;
 mod store;
+mod tasks;
 mod watch;
 
 pub use feed::{Feed, FeedOptions, Running, run};
@@ -19,4 +20,5 @@ pub use resource::Event;
 pub(crate) use resource::of_row;
 pub use rows::{Told, Watched};
 pub use store::Change;
+pub(crate) use tasks::is_watchable;
 pub(crate) use watch::{is_watch, open};

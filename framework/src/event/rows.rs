@@ -66,6 +66,7 @@ impl Watched {
     ) -> Vec<Change> {
         let mine = |change: &&Change| {
             change.obj_type == meta.keyword()
+                && !change.obj_id.is_empty()
                 && self.only.as_ref().is_none_or(|id| *id == change.obj_id)
                 // Of a row that is shared, the record names the owner only.
                 && (meta.shared() || !matches!(owned(meta, cred, change), Owned::No))

@@ -44,7 +44,7 @@ impl FromRow for Change {
 }
 
 /// The columns of a position.
-fn position(dialect: Dialect) -> &'static str {
+pub(super) fn position(dialect: Dialect) -> &'static str {
     match dialect {
         Dialect::Sqlite | Dialect::Mysql => "0, \"seq\"",
         Dialect::Postgres => "\"xid\", \"seq\"",

@@ -17,7 +17,7 @@ use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 use super::feed::{Batch, Seat};
 use super::rows::PIECE;
 use super::store::{self, CHUNK, Read, Standing};
-use super::{Change, Position, Told, Watched};
+use super::{Change, Position, Told, Watched, tasks};
 use crate::auth::UserCred;
 use crate::context;
 use crate::ctx::Ctx;
@@ -140,7 +140,7 @@ pub(crate) async fn open(
     if let Some(within) = &within {
         nested::allowed(&app.core, of, within, &cred)?;
     }
-    if meta.source.unlogged {
+    if !tasks::is_watchable(meta) {
         let text = format!("{} cannot be watched: their changes are not in the log", meta.plural());
         return Err(Error::field("watch", text).class("NotWatchableError"));
     }
@@ -152,8 +152,9 @@ pub(crate) async fn open(
     }
     let watched = watched(&ctx, handler, meta, item, &rest).await?;
     let (seat, batches) = app.core.feed.join(&cred.user_id)?;
+    let on_demand = tasks::on_demand(meta);
     let log = app.core.feed.log(&app.core).await?;
-    let at = begin(&ctx, asked.since.as_ref(), &log).await?;
+    let at = begin(&ctx, asked.since.as_ref(), &log, on_demand).await?;
     tracing::debug!(request_id = id, resource, user = cred.user_name, %at, "watch begins");
     let (out, pieces) = mpsc::channel(QUEUE);
     let stream = Stream {
@@ -166,6 +167,7 @@ pub(crate) async fn open(
         at,
         out,
         last: Instant::now(),
+        renewed: on_demand.then(Instant::now),
     };
     tokio::spawn(stream.run(seat, batches, asked));
     let pieces = stream::unfold(pieces, |mut pieces| async move {
@@ -212,13 +214,19 @@ async fn watched(
 }
 
 /// Where the stream begins.
-async fn begin(ctx: &Ctx, since: Option<&Since>, log: &str) -> Result<Position> {
+async fn begin(ctx: &Ctx, since: Option<&Since>, log: &str, on_demand: bool) -> Result<Position> {
     // The beginning is every log's.
     if since.is_some_and(|it| it.log != log && it.at != Position::default()) {
         // Of another database: its numbers say nothing here.
         return Err(expired());
     }
     let since = since.map(|it| it.at);
+    if on_demand {
+        let whole = tasks::record(ctx.core()).await?;
+        if since.is_some_and(|since| since < whole) {
+            return Err(expired());
+        }
+    }
     let done = ctx.read(Cost::Bounded, move |tx| match since {
         None => store::end(tx.conn),
         Some(since) => match store::standing(tx.conn, since)? {
@@ -251,6 +259,8 @@ struct Stream {
     out: mpsc::Sender<web::Bytes>,
     /// When something was last sent.
     last: Instant,
+    /// When it was last said that records are to be made; `None`: they always are.
+    renewed: Option<Instant>,
 }
 
 impl Stream {
@@ -313,6 +323,14 @@ impl Stream {
 
     /// The token's end is the stream's.
     async fn check(&mut self) -> std::result::Result<(), Ended> {
+        if self.renewed.is_some_and(|at| at.elapsed() >= tasks::RENEW) {
+            match tasks::record(self.ctx.core()).await {
+                // There is a gap: this process was away for too long.
+                Ok(whole) if whole > self.at => return self.end(&expired()).await.map(|_| ()),
+                Ok(_) => self.renewed = Some(Instant::now()),
+                Err(error) => tracing::warn!(%error, "a watch of tasks could not be renewed"),
+            }
+        }
         if self.ctx.core().authenticate(&self.token).is_some() {
             return Ok(());
         }
@@ -345,12 +363,13 @@ impl Stream {
     /// Reads the log itself up to its end, and at least to a position.
     async fn catch_up(&mut self, to: Position) -> std::result::Result<(), Ended> {
         loop {
-            let at = self.at;
+            let (at, on_demand) = (self.at, self.renewed.is_some());
             let read = self.ctx.read(Cost::Bounded, move |tx| {
                 let changes = store::changes(tx.conn, at)?;
                 // After the records: had some been removed before they were read, it shows.
                 match store::standing(tx.conn, at)? {
                     Standing::Expired => Err(expired()),
+                    _ if on_demand && !tasks::is_whole(tx.conn, at)? => Err(expired()),
                     Standing::Good | Standing::Ahead => Ok(changes),
                 }
             });

@@ -45,7 +45,7 @@ fn summary(of: &Type, lang: Lang) -> Value {
         "description": meta.source.doc,
         "path": format!("/{}", meta.plural()),
         "runtime": meta.is_runtime(),
-        "watch": !meta.source.unlogged,
+        "watch": crate::event::is_watchable(meta),
         "scope": format!("{:?}", meta.source.scope).to_lowercase(),
         "verbs": {
             "list": verbs.list, "get": verbs.get, "create": verbs.create,

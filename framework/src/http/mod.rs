@@ -2,6 +2,7 @@
 //! of resource types; everything else here is manners: request ids, problem
 //! details, `Server-Timing`, limits, conditional answers.
 
+mod callback;
 mod compress;
 mod conditional;
 mod cors;
@@ -157,6 +158,12 @@ async fn metrics(req: HttpRequest, app: web::Data<App>) -> HttpResponse {
             return problem(&error, &req, &request_id(&req));
         }
     }
+    // What the queues hold is in the database; without it the other numbers are told all the same.
+    match tokio::time::timeout(Duration::from_secs(2), crate::task::sample(&app.core)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the queues of tasks could not be read"),
+        Err(_) => tracing::warn!("the queues of tasks could not be read in time"),
+    }
     HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(telemetry::render())
 }
 
@@ -192,6 +199,16 @@ async fn dispatch(req: HttpRequest, payload: web::Payload, app: web::Data<App>) 
     let mut seen = Seen { resource: "none", user: None, media: media::JSON, deprecated: None };
     if event::is_watch(&req) {
         let result = event::open(&req, &app, &id, &mut seen.resource, &mut seen.user).await;
+        let (response, error) = match result {
+            Ok(response) => (response, None),
+            Err(error) => (problem(&error, &req, &id), Some(error)),
+        };
+        observe(&req, &response, &id, &seen, start, error.as_ref());
+        return response;
+    }
+    if let Some(task) = callback::task_of(&req) {
+        seen.resource = "tasks";
+        let result = callback::take(&req, payload, &app, &id, task).await;
         let (response, error) = match result {
             Ok(response) => (response, None),
             Err(error) => (problem(&error, &req, &id), Some(error)),

@@ -75,7 +75,11 @@ fn document(registry: &Registry) -> Value {
     }
     for extra in inventory::iter::<ExtraPaths> {
         for (path, item) in (extra.paths)(&mut generator) {
-            paths.insert(path.to_owned(), item);
+            // What it says stands beside what a type's own path has already.
+            match (paths.get_mut(path), item) {
+                (Some(Value::Object(there)), Value::Object(more)) => there.extend(more),
+                (_, item) => drop(paths.insert(path.to_owned(), item)),
+            }
         }
     }
     fixed_paths(&mut paths);
@@ -273,7 +277,7 @@ pub(super) fn parameter(name: &str, place: &str, required: bool, schema: Value, 
 
 /// What turns a read into a stream.
 fn watch_parameters(meta: &Meta) -> Vec<Value> {
-    if meta.source.unlogged {
+    if !crate::event::is_watchable(meta) {
         return Vec::new();
     }
     let flag = || json!({"type": "boolean"});

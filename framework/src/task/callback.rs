@@ -72,12 +72,21 @@ impl Engine {
     }
 }
 
+/// What became of a callback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received {
+    /// The task goes on with it.
+    Resumed,
+    /// It came before the task waits, and is kept for it.
+    Early,
+}
+
 impl Tx<'_> {
     /// Tells a task what it waits for, in this transaction.
     ///
     /// # Errors
     /// As [`Engine::callback`].
-    pub fn callback(&mut self, token: &str, data: &Value) -> Result<()> {
+    pub fn callback(&mut self, token: &str, data: &Value) -> Result<Received> {
         let parsed = parse(token).ok_or_else(unknown)?;
         let task = store::for_callback(self.conn, parsed.id)?.ok_or_else(unknown)?;
         let genuine = code(parsed.id, parsed.seq, &task.secret)
@@ -103,8 +112,9 @@ impl Tx<'_> {
         if task.status == Status::Waiting {
             store::resume(self.conn, parsed.id, &data, now)?;
             self.wake_workers();
+            return Ok(Received::Resumed);
         }
-        Ok(())
+        Ok(Received::Early)
     }
 }
 

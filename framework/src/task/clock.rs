@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 use crate::Result;
 use crate::db::{self, AnyConnection, Dialect, Sql};
 
@@ -84,6 +86,14 @@ impl Clock {
             Some((time, _)) => Ok(time + self.ahead()),
             None => Ok(self.read(conn)?.0 + self.ahead()),
         }
+    }
+
+    /// What the database's clock shows, for what goes by the time of day.
+    pub(crate) fn wall(&self, conn: &mut AnyConnection) -> Result<DateTime<Utc>> {
+        let sql = Sql::new("SELECT ").text(reading(conn.dialect()));
+        let (clock,) = db::load_one::<(i64,)>(conn, sql)?.unwrap_or_default();
+        let skew = self.skew.load(std::sync::atomic::Ordering::Relaxed);
+        Ok(DateTime::from_timestamp_micros(clock + skew).unwrap_or_default())
     }
 
     /// The engine's time by this process alone; zero before the first [`Clock::sync`].

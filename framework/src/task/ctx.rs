@@ -128,6 +128,8 @@ pub(crate) type Fetched = Box<dyn Any + Send>;
 pub(crate) type RunFn = fn(Ctx, Arc<Claimed>, Option<Fetched>) -> BoxFuture<'static, Result<Option<Ran>>>;
 pub(crate) type FetchFn = fn(&mut Tx<'_>, &[&str]) -> Result<Vec<(String, Fetched)>>;
 pub(crate) type LockFn = fn(&mut Tx<'_>, &str) -> Result<Option<Box<dyn Any>>>;
+pub(crate) type CheckFn = fn(&serde_json::Value) -> Result<()>;
+pub(crate) type StartFn = fn(&mut Tx<'_>, &str, &serde_json::Value, bool) -> Result<Option<String>>;
 pub(crate) type ApplyFn = fn(&mut Tx<'_>, Box<dyn Any>, Effect, &str) -> Result<()>;
 
 /// Runs a stage; `None`: its object is gone.
@@ -189,4 +191,29 @@ pub(crate) fn apply<T: TaskType>(
         tx.log(&*object, action, Some(&before))?;
     }
     Ok(())
+}
+
+fn params<T: TaskType>(value: &serde_json::Value) -> Result<T::Params> {
+    let value = if value.is_null() { serde_json::json!({}) } else { value.clone() };
+    serde_json::from_value(value)
+        .map_err(|e| Error::field("params", format!("{} does not take them: {e}", T::NAME)))
+}
+
+/// Whether the kind can be started with these parameters.
+pub(crate) fn check<T: TaskType>(value: &serde_json::Value) -> Result<()> {
+    params::<T>(value).map(drop)
+}
+
+/// Starts the kind on an object by its id, behind others if it may be; `None`:
+/// the object is gone.
+pub(crate) fn start<T: TaskType>(
+    tx: &mut Tx<'_>,
+    id: &str,
+    value: &serde_json::Value,
+    behind: bool,
+) -> Result<Option<String>> {
+    let params = params::<T>(value)?;
+    let Some(row) = T::Object::select().unscoped().eq("id", id.to_owned()).one(tx)? else { return Ok(None) };
+    let task = tx.task::<T>(&row, params);
+    if behind { task.behind() } else { task }.start().map(Some)
 }

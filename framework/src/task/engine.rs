@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
@@ -35,6 +36,8 @@ pub struct Metrics {
     pub recovered: AtomicU64,
     /// Results that were refused, since the task was no longer this worker's.
     pub stale: AtomicU64,
+    /// Leases that this process lost: others took it for dead.
+    pub lost: AtomicU64,
     /// Tasks in slots now.
     pub running: AtomicU64,
     /// Microseconds from due to claimed, summed over all claims.
@@ -56,6 +59,7 @@ pub(crate) struct Waker {
     free: AtomicUsize,
     /// Other processes are to be told.
     tell: Notify,
+    news: AtomicBool,
 }
 
 impl Waker {
@@ -86,6 +90,16 @@ impl Waker {
     /// Something will be due.
     pub(super) fn look(&self) {
         self.wake.notify_one();
+    }
+
+    /// What may run has changed, by a kind that was paused or resumed.
+    pub(super) fn news(&self) {
+        self.news.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn take_news(&self) -> bool {
+        self.news.swap(false, Ordering::AcqRel)
     }
 
     pub(super) fn take_due(&self) -> bool {
@@ -191,7 +205,9 @@ impl Engine {
         let heart = Heart::start(worker.clone())?;
         notify::start(&worker, core.db.postgres_url(), worker.stopped());
         let dispatcher = tokio::spawn(worker.clone().dispatch());
-        let keeper = tokio::spawn(worker.clone().keep_house());
+        let schedules = super::schedule::keep(core.clone(), worker.names(), worker.stopped());
+        let house = worker.clone().keep_house();
+        let keeper = tokio::spawn(async move { tokio::join!(house, schedules) }.map(drop));
         Ok(Workers { worker, stop, dispatcher, keeper, heart })
     }
 }

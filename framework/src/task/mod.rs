@@ -62,10 +62,13 @@ mod ctx;
 mod engine;
 mod faults;
 mod heart;
+mod kind;
+mod mend;
 mod notify;
 mod outlook;
 mod plan;
 mod resource;
+mod schedule;
 mod share;
 mod stage;
 mod start;
@@ -79,9 +82,13 @@ use serde::de::DeserializeOwned;
 use crate::Result;
 use crate::model::{Meta, Record};
 
+pub use callback::Received;
 pub use ctx::TaskCtx;
 pub use engine::{Engine, Metrics, WorkerOptions, Workers};
+pub use kind::{KindStatistics, TaskKind};
+pub(crate) use mend::sample;
 pub use resource::{CallbackInput, Task};
+pub use schedule::Schedule;
 pub use stage::{FanOut, IntoStage, Reason, ReasonKind, Stage, StageInput, StageName, Subtasks, Wait};
 pub use start::TaskStart;
 
@@ -155,6 +162,8 @@ pub struct TaskEntry {
     pub(crate) fetch: ctx::FetchFn,
     pub(crate) lock: ctx::LockFn,
     pub(crate) apply: ctx::ApplyFn,
+    pub(crate) check: ctx::CheckFn,
+    pub(crate) start: ctx::StartFn,
 }
 
 impl TaskEntry {
@@ -170,6 +179,8 @@ impl TaskEntry {
             fetch: ctx::fetch::<T>,
             lock: ctx::lock::<T>,
             apply: ctx::apply::<T>,
+            check: ctx::check::<T>,
+            start: ctx::start::<T>,
         }
     }
 

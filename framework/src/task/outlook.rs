@@ -28,7 +28,7 @@ impl Engine {
     /// Adds the engine's numbers to the metrics.
     pub fn watch(&self) {
         type Read = fn(&Metrics) -> &AtomicU64;
-        let all: [(&str, &str, &str, Read); 9] = [
+        let all: [(&str, &str, &str, Read); 10] = [
             ("podyard_task_claims_total", "counter", "Stages taken from the queue.", |m| &m.claimed),
             ("podyard_task_stages_total", "counter", "Attempts at stages that ended.", |m| &m.stages),
             ("podyard_tasks_completed_total", "counter", "Tasks that ended as done.", |m| &m.completed),
@@ -37,6 +37,12 @@ impl Engine {
             ("podyard_task_retries_total", "counter", "Attempts to be made again.", |m| &m.retried),
             ("podyard_tasks_recovered_total", "counter", "Tasks taken from dead workers.", |m| &m.recovered),
             ("podyard_task_stale_total", "counter", "Results refused for a lost lease.", |m| &m.stale),
+            (
+                "podyard_task_leases_lost_total",
+                "counter",
+                "Times that others took this process for dead.",
+                |m| &m.lost,
+            ),
             ("podyard_tasks_running", "gauge", "Tasks in slots now.", |m| &m.running),
         ];
         for (name, kind, help, read) in all {

@@ -62,7 +62,8 @@ pub(super) struct Now<'a> {
     pub(super) time: i64,
     /// Somebody asked to cancel while the stage ran.
     pub(super) cancel: bool,
-    /// The next stage is to be left to another process.
+    /// The next stage is to wait in the queue: for another process, or for its
+    /// kind to be resumed.
     pub(super) stopping: bool,
 }
 
@@ -303,8 +304,11 @@ impl Rules<'_> {
         };
         let to = match step {
             Step::Complete => {
+                let end = self.end(Status::Done, None, "done");
+                // Its result; else what is to be undone has been given its own.
                 let data = self.plan.data.as_ref().and_then(|it| it.as_ref().ok()).cloned();
-                return Move { data: data.map(Some), ..self.end(Status::Done, None, "done") };
+                let data = if end.status == Status::Done { Some(data) } else { end.data.clone() };
+                return Move { data, ..end };
             }
             Step::Retry(_) | Step::Fail(_) if cancel => {
                 return Move { cancelling: true, ..self.twin(&task.stage, &cancelled, "failed") };

@@ -9,6 +9,7 @@ use super::stage::Reason;
 use super::start::in_progress;
 use super::store::{self, Status};
 use super::{entry, is_winding_up};
+use crate::auth::UserCred;
 use crate::ctx::Tx;
 use crate::model::{AnonBase, Extra, Manager, Model, Record};
 use crate::{Error, Resource, Result, actions};
@@ -22,7 +23,11 @@ use crate::{Error, Resource, Result, actions};
     write = "never",
     scope = "user",
     unlogged,
-    extra(history = "Each attempt at each stage: stage, attempt, started_at, ended_at, outcome, reason.")
+    extra(
+        history = "Its life in order: when it was created and by whom, each attempt at each stage, callbacks, \
+                   and who cancelled or retried it.",
+        result = "What it gave, once it is done."
+    )
 )]
 pub struct Task {
     /// Id, version and times.
@@ -176,8 +181,13 @@ impl Manager for Task {}
 
 impl Model for Task {
     fn get_extra_details(&self, tx: &mut Tx<'_>, extra: &mut Extra) -> Result<()> {
-        let history = store::history(tx.conn, &self.base.id)?;
+        let by = serde_json::from_str::<UserCred>(&self.user_cred).map(|it| it.user_name).unwrap_or_default();
+        let history = store::history(tx.conn, &self.base.id, self.created_at, by)?;
         extra.set("history", serde_json::to_value(history).map_err(Error::internal)?);
+        let result = self.data.as_deref().filter(|_| self.status() == Status::Done);
+        if let Some(result) = result {
+            extra.set("result", serde_json::from_str::<serde_json::Value>(result).unwrap_or_default());
+        }
         Ok(())
     }
 }
@@ -227,6 +237,7 @@ impl Task {
             store::cancel(tx.conn, &self.base.id, &why, now)?;
             tx.wake_workers();
         }
+        store::note(tx.conn, &self.base.id, &store::Note::Cancel, &tx.ctx.cred().user_name, now)?;
         self.reread(tx)
     }
 
@@ -264,6 +275,7 @@ impl Task {
         let now = tx.ctx.core().tasks.clock().now(tx.conn)?;
         store::retry(tx.conn, &self.base.id, &self.lane, now)
             .map_err(|e| in_progress(e, &self.obj_type, &self.obj_id))?;
+        store::note(tx.conn, &self.base.id, &store::Note::Retry, &tx.ctx.cred().user_name, now)?;
         tx.wake_workers();
         self.reread(tx)
     }

@@ -64,6 +64,11 @@ impl Shares {
         self.state().paused = names;
     }
 
+    /// Whether a kind is paused.
+    pub(super) fn is_paused(&self, name: &str) -> bool {
+        self.state().paused.iter().any(|it| it == name)
+    }
+
     /// Whether this process would run what is in a queue, now.
     pub(super) fn wants(&self, names: &[&'static str], queue: &str) -> bool {
         let mut state = self.state();

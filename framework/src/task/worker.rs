@@ -19,11 +19,12 @@ use super::plan::{Now, Plan};
 use super::share::Shares;
 use super::stage::{Effect, Reason, ReasonKind, Spawn, Step};
 use super::store::{self, Claimed, Move, Process, Seen, Status};
-use super::{StageSpec, TaskEntry, entry, heart, is_winding_up, names};
+use super::{StageSpec, TaskEntry, entry, heart, is_winding_up, kind, mend, names};
 use crate::Result;
 use crate::auth::UserCred;
 use crate::ctx::{Core, Ctx, Tx, new_id};
 use crate::db::{Cost, Dialect};
+use crate::telemetry;
 use crate::worker::{Report, Reporter};
 
 /// Tasks in one claim at most.
@@ -36,6 +37,8 @@ const FORGET: i64 = 200;
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 /// Queues that one look sees; with more, it takes turns among them.
 const HEADS: i64 = 64;
+/// The same, as a number of rows.
+const FULL: usize = HEADS as usize;
 /// Timers that one claim makes due.
 const TIMERS: i64 = 500;
 
@@ -70,6 +73,8 @@ pub(super) struct Worker {
     watched: Mutex<HashMap<String, Watched>>,
     /// The last queue of a look that did not see all of them.
     cursor: Mutex<String>,
+    /// How far the look for stuck tasks is.
+    mended: Mutex<store::Cursor>,
 }
 
 /// What this process has seen of another's heart.
@@ -170,6 +175,7 @@ impl Worker {
             committer: Committer::start(&core, options.group),
             watched: Mutex::default(),
             cursor: Mutex::default(),
+            mended: Mutex::default(),
             waker: core.tasks.waker(),
             metrics: core.tasks.metrics().clone(),
             names: known.into_iter().filter(wanted).collect(),
@@ -191,6 +197,16 @@ impl Worker {
         self.options.lease
     }
 
+    /// The kinds that it runs.
+    pub(super) fn names(&self) -> Arc<[&'static str]> {
+        self.names.clone()
+    }
+
+    /// Says when it is to stop.
+    pub(super) fn stopped(&self) -> watch::Receiver<bool> {
+        self.stopped.clone()
+    }
+
     fn is_stopping(&self) -> bool {
         *self.stopped.borrow()
     }
@@ -201,6 +217,7 @@ impl Worker {
             return;
         }
         self.waker.free(self.options.slots);
+        self.register().await;
         let mut stopped = self.stopped.clone();
         let mut pause = Duration::ZERO;
         let mut looked: Option<Instant> = None;
@@ -226,10 +243,10 @@ impl Worker {
         if self.doubt.swap(false, Ordering::AcqRel) {
             self.reclaim().await.inspect_err(|_| self.doubt.store(true, Ordering::Release))?;
         }
-        let due = self.waker.take_due();
+        let (due, news) = (self.waker.take_due(), self.waker.take_news());
         let mut timers = false;
         // Under load nobody sleeps, but dead workers and timers are to be found all the same.
-        if !due || looked.is_none_or(|at| at.elapsed() >= self.options.poll) {
+        if !due || news || looked.is_none_or(|at| at.elapsed() >= self.options.poll) {
             let look = self.look().await?;
             *looked = Some(Instant::now());
             let dead = self.judge(&look.workers);
@@ -273,10 +290,6 @@ impl Worker {
         &self.waker
     }
 
-    pub(super) fn stopped(&self) -> watch::Receiver<bool> {
-        self.stopped.clone()
-    }
-
     fn free(&self) -> usize {
         self.options.slots.saturating_sub(self.running.load(Ordering::Acquire))
     }
@@ -289,11 +302,35 @@ impl Worker {
             let sync = self.core.db.write(None, move |conn| clock.sync(conn));
             self.core.tasks.faults().at("clock", sync).await?;
         }
+        let (shares, names) = (self.shares.clone(), self.names.clone());
         let look = move |conn: &mut crate::db::AnyConnection| {
             let now = clock.peek(conn)?;
-            store::look(conn, now, HEADS)
+            shares.pause(kind::paused(conn)?);
+            let mut look = store::look(conn, now, HEADS)?;
+            // What nobody here may run must not hide what comes after it.
+            let wants = |it: &String| shares.wants(&names, it);
+            while look.heads.len() >= FULL && !look.heads.iter().any(wants) {
+                look.heads = store::heads(conn, look.heads.last().map_or("", |it| it), HEADS)?;
+            }
+            Ok(look)
         };
         Ok(self.core.db.read(Cost::Bounded, look).await?.value)
+    }
+
+    /// Makes its kinds known to administrators.
+    async fn register(&self) {
+        let names = self.names.clone();
+        let missing = move |conn: &mut crate::db::AnyConnection| kind::unregistered(conn, &names);
+        let done = match self.core.db.read(Cost::Bounded, missing).await {
+            Ok(missing) if missing.value.is_empty() => return,
+            Ok(missing) => {
+                self.core.db.write(None, move |conn| kind::register(conn, &missing.value)).await.map(drop)
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, "kinds of tasks could not be made known");
+        }
     }
 
     /// The processes that are dead, and the beat that they had.
@@ -347,7 +384,7 @@ impl Worker {
             if timers {
                 store::promote_timers(conn, now, TIMERS)?;
             }
-            let (mut heads, cursor) = heads(conn, &cursor)?;
+            let (mut heads, cursor) = heads(conn, &cursor, &|it| shares.wants(&names, it))?;
             let mut claimed: Vec<Next> = Vec::new();
             while claimed.len() < wanted {
                 let parts = shares.divide(&names, &mut heads, wanted - claimed.len());
@@ -426,7 +463,9 @@ impl Worker {
     async fn work(&self, kind: &'static TaskEntry, worker: &Arc<str>, (mut task, mut object): Next) -> bool {
         loop {
             let task_now = Arc::new(task);
+            let begun = Instant::now();
             let plan = self.attempt(kind, &task_now, object.take()).await;
+            telemetry::STAGES.with_label_values(&[kind.name]).observe(begun.elapsed().as_secs_f64());
             Metrics::add(&self.metrics.stages, 1);
             match self.commit(kind, worker, &task_now, plan).await {
                 Committed::On(next) => (task, object) = *next,
@@ -511,7 +550,7 @@ impl Worker {
                 options: &self.options,
                 time: self.core.tasks.clock().time(),
                 cancel,
-                stopping: self.is_stopping(),
+                stopping: self.is_stopping() || self.shares.is_paused(kind.name),
             };
             let to = plan.moved(kind, task, &now);
             let (effect, spawns) = (plan.effect.take(), std::mem::take(&mut plan.spawns));
@@ -523,7 +562,7 @@ impl Worker {
             };
             match written {
                 Ok(Written::On(next)) => {
-                    self.count(&to);
+                    self.count(kind.name, &to);
                     return next.map_or(Committed::Left, Committed::On);
                 }
                 Ok(Written::Cancelled(effect, spawns)) => {
@@ -572,7 +611,11 @@ impl Worker {
         Ok(self.core.tasks.faults().at("effect", done).await?.value)
     }
 
-    fn count(&self, to: &Move) {
+    fn count(&self, kind: &str, to: &Move) {
+        telemetry::ATTEMPTS.with_label_values(&[kind, to.outcome]).inc();
+        if to.status.is_ended() {
+            telemetry::TASKS_ENDED.with_label_values(&[kind, to.status.as_str()]).inc();
+        }
         match (to.status, &to.stage) {
             (Status::Done, _) => Metrics::add(&self.metrics.completed, 1),
             (Status::Failed, _) => Metrics::add(&self.metrics.failed, 1),
@@ -639,11 +682,17 @@ impl Worker {
 
     /// Deletes old tasks, if it is time to, and finds stuck ones.
     pub(super) async fn tidy(&self, forget: bool) {
+        self.register().await;
         if forget && let Err(error) = self.forget().await {
             tracing::warn!(%error, "old tasks could not be deleted");
         }
         if let Err(error) = self.free_stuck().await {
             tracing::warn!(%error, "stuck tasks could not be looked for");
+        }
+        let from = lock(&self.mended).clone();
+        match mend::mend(&self.core, from).await {
+            Ok(cursor) => *lock(&self.mended) = cursor,
+            Err(error) => tracing::warn!(%error, "stuck tasks could not be looked for"),
         }
     }
 
@@ -671,6 +720,7 @@ impl Worker {
             if self.core.tasks.faults().at("tidy", self.core.db.write(None, take)).await?.value {
                 tracing::warn!(task = task.id, stage = task.stage, "took a stuck task from its worker");
                 Metrics::add(&self.metrics.recovered, 1);
+                telemetry::TASKS_REPAIRED.with_label_values(&["running"]).inc();
                 self.waker.due();
             }
         }
@@ -712,6 +762,7 @@ impl Worker {
             Ok(true) => self.sure(&id, begun),
             Ok(false) => {
                 tracing::warn!(worker = %id, "others took up this worker's tasks; it drops them");
+                Metrics::add(&self.metrics.lost, 1);
                 *lock(&self.lease) = Lease { id: new_id().into(), sure: None };
                 self.abandon();
                 // What it claimed since, under the old name.
@@ -773,11 +824,19 @@ impl Worker {
 
 /// The queues that have something due: from the first one, and where there
 /// are more of one priority than a look sees, from where the last one ended.
-fn heads(conn: &mut crate::db::AnyConnection, cursor: &str) -> Result<(Vec<String>, String)> {
-    let heads = store::heads(conn, "", HEADS)?;
+/// Those of which this process may run none, at the front, are left out.
+fn heads(
+    conn: &mut crate::db::AnyConnection,
+    cursor: &str,
+    wants: &dyn Fn(&str) -> bool,
+) -> Result<(Vec<String>, String)> {
+    let mut heads = store::heads(conn, "", HEADS)?;
+    while heads.len() >= FULL && !heads.iter().any(|it| wants(it)) {
+        heads = store::heads(conn, heads.last().map_or("", |it| it), HEADS)?;
+    }
     let level = |key: &str| key.split('/').next().unwrap_or_default().to_owned();
     let (Some(first), Some(last)) = (heads.first(), heads.last()) else { return Ok((heads, String::new())) };
-    if heads.len() < usize::try_from(HEADS).unwrap_or(usize::MAX) || level(first) != level(last) {
+    if heads.len() < FULL || level(first) != level(last) {
         return Ok((heads, String::new()));
     }
     let mut rest = store::heads(conn, cursor, HEADS)?;

@@ -12,6 +12,12 @@ pub(crate) fn cancel_requested(conn: &mut AnyConnection, id: &str) -> Result<boo
     Ok(db::load_one::<(bool,)>(conn, sql)?.is_some_and(|(it,)| it))
 }
 
+/// Where a task stands; `None`: there is none any more.
+pub(crate) fn status(conn: &mut AnyConnection, id: &str) -> Result<Option<Status>> {
+    let sql = Sql::new("SELECT \"status\" FROM \"tasks\" WHERE \"id\" = ").value(id);
+    Ok(db::load_one::<(String,)>(conn, sql)?.map(|(it,)| Status::parse(&it)))
+}
+
 /// What a callback must know of its task.
 pub(crate) struct Called {
     pub(crate) status: Status,
