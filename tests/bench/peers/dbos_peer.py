@@ -1,7 +1,7 @@
 """DBOS on workflows of five steps that do nothing:
 `python dbos_peer.py <database URL> <workflows> <callers>`.
 
-They are started and run in one process, which is its quickest way (its queues are polled).
+They are started and run in one process, so that nothing waits for the poll of a queue.
 Prints `begin` when the time begins, then one line of JSON.
 """
 

@@ -205,7 +205,7 @@ async fn measure(core: &Arc<Core>, options: &Options) -> Result<serde_json::Valu
             let workers = run()?;
             until(|| done() >= tasks as u64).await;
             let took = begun.elapsed();
-            let cpu = own_cpu().saturating_sub(before);
+            let cpu = process::own_cpu().saturating_sub(before);
             workers.drain().await;
             json!({ "tasks": tasks, "seconds": took.as_secs_f64(), "cpu": cpu.as_secs_f64() })
         }
@@ -218,7 +218,7 @@ async fn measure(core: &Arc<Core>, options: &Options) -> Result<serde_json::Valu
             let ((begun, cpu), before) = (begin(), stages());
             tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
             let (n, took) = (stages() - before, begun.elapsed());
-            let cpu = own_cpu().saturating_sub(cpu);
+            let cpu = process::own_cpu().saturating_sub(cpu);
             drop(workers);
             json!({ "tasks": n, "seconds": took.as_secs_f64(), "cpu": cpu.as_secs_f64() })
         }
@@ -242,7 +242,7 @@ async fn measure(core: &Arc<Core>, options: &Options) -> Result<serde_json::Valu
             }
             until(|| done() >= tasks as u64).await;
             let took = begun.elapsed();
-            let cpu = own_cpu().saturating_sub(before);
+            let cpu = process::own_cpu().saturating_sub(before);
             workers.drain().await;
             json!({ "tasks": tasks, "seconds": took.as_secs_f64(), "cpu": cpu.as_secs_f64() })
         }
@@ -309,10 +309,5 @@ where
 /// Says that the time begins; gives it, and the CPU time so far.
 fn begin() -> (Instant, Duration) {
     println!("begin");
-    (Instant::now(), own_cpu())
-}
-
-/// User and system time of this process.
-fn own_cpu() -> Duration {
-    process::cpu_of_one(std::process::id())
+    (Instant::now(), process::own_cpu())
 }
