@@ -3,7 +3,7 @@
 //! in a full table.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     process::Stdio,
@@ -218,7 +218,8 @@ struct Cell {
     group: Group,
     name: String,
     database: Database,
-    words: Box<dyn Fn(&str) -> Result<Words>>,
+    /// With [`DATABASE`] where the URL belongs.
+    words: Words,
 }
 
 /// Measures all of it.
@@ -243,10 +244,14 @@ pub async fn measure(plan: &Plan<'_>, report: &mut Report) -> Result<()> {
 
 /// The rates of all engines, in turn.
 async fn rates(plan: &Plan<'_>, place: &Place, report: &mut Report) -> Result<()> {
-    let cells = cells(plan, report);
+    let cells = cells(plan, report)?;
     let mut best: BTreeMap<usize, Figures> = BTreeMap::new();
+    let mut left_out = BTreeSet::new();
     for round in 0..plan.rounds {
         for (number, cell) in cells.iter().enumerate() {
+            if left_out.contains(&number) {
+                continue;
+            }
             eprintln!(
                 "engine: round {}: {}: {} on {}",
                 round + 1,
@@ -255,7 +260,7 @@ async fn rates(plan: &Plan<'_>, place: &Place, report: &mut Report) -> Result<()
                 cell.database
             );
             let url = place.database(cell.database, "bench_engine")?;
-            let words = (cell.words)(&url)?;
+            let words: Words = cell.words.iter().map(|it| it.replace(DATABASE, &url)).collect();
             match timed(&words, cell.database, place).await {
                 Ok(figures) => {
                     let kept = best.entry(number).or_insert(figures);
@@ -265,6 +270,8 @@ async fn rates(plan: &Plan<'_>, place: &Place, report: &mut Report) -> Result<()
                 }
                 Err(error) if cell.name.starts_with(OURS) => return Err(error),
                 Err(error) => {
+                    left_out.insert(number);
+                    best.remove(&number);
                     report.paragraph(format!("{} is left out: {error}", cell.name));
                 }
             }
@@ -331,76 +338,67 @@ const GRAPHILE_FAST: &str = "graphile-worker, local queue";
 const RIVER: &str = "River (Rust)";
 const DBOS: &str = "DBOS (Python)";
 
+/// Stands for the URL of a database, which each run has anew.
+const DATABASE: &str = "{database}";
+
 /// What is measured; a peer that is not to be had is left out, and the report says so.
-fn cells(plan: &Plan<'_>, report: &mut Report) -> Vec<Cell> {
+fn cells(plan: &Plan<'_>, report: &mut Report) -> Result<Vec<Cell>> {
     let mut cells: Vec<Cell> = Vec::new();
-    let some = |tasks: usize| (if plan.quick { tasks / 5 } else { tasks }).to_string();
-    let mut add = |group, name: String, database, words: Box<dyn Fn(&str) -> Result<Words>>| {
-        cells.push(Cell { group, name, database, words });
-    };
+    let some = |tasks: usize| if plan.quick { tasks / 5 } else { tasks };
+    let seconds = if plan.quick { 1 } else { 4 };
     for &database in &plan.databases {
-        let mut own = |group, name: String, words: Vec<String>| {
-            let words = move |url: &str| {
-                let words: Vec<&str> = words.iter().map(String::as_str).collect();
-                ours(url, &words)
-            };
-            add(group, name, database, Box::new(words));
-        };
-        let words = |line: String| line.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>();
-        own(Group::Drain, OURS.into(), words(format!("drain --tasks {}", some(50_000))));
-        own(Group::Five, OURS.into(), words(format!("drain --stages 5 --tasks {}", some(20_000))));
-        for (callers, tasks) in [(CALLERS, 20_000), (1, 3_000)] {
-            let line = format!("live --callers {callers} --tasks {}", some(tasks));
-            own(Group::Live, by(OURS, callers), words(line));
+        for (group, name, line) in [
+            (Group::Drain, OURS.into(), format!("drain --tasks {}", some(50_000))),
+            (Group::Five, OURS.into(), format!("drain --stages 5 --tasks {}", some(20_000))),
+            (Group::Live, by(OURS, CALLERS), format!("live --callers {CALLERS} --tasks {}", some(20_000))),
+            (Group::Live, by(OURS, 1), format!("live --callers 1 --tasks {}", some(3_000))),
+            (Group::Commits, OURS.into(), format!("commits --flight {FLIGHT} --seconds {seconds}")),
+            (
+                Group::Commits,
+                ONE_EACH.into(),
+                format!("--group 1 commits --flight {FLIGHT} --seconds {seconds}"),
+            ),
+        ] {
+            let words = ours(DATABASE, &line.split(' ').collect::<Vec<_>>())?;
+            cells.push(Cell { group, name, database, words });
         }
-        let seconds = if plan.quick { 1 } else { 4 };
-        let line = format!("commits --flight {FLIGHT} --seconds {seconds}");
-        own(Group::Commits, OURS.into(), words(line.clone()));
-        own(Group::Commits, ONE_EACH.into(), words(format!("--group 1 {line}")));
     }
     let Some(folder) = plan.peers.filter(|_| plan.databases.contains(&Database::Postgres)) else {
-        return cells;
+        return Ok(cells);
     };
-    let mut peer = |name: &str, found: Result<Words>, runs: Vec<(Group, String, Vec<String>)>| match found {
-        Err(error) => report.paragraph(format!("{name} is left out: {error}")),
-        Ok(start) => {
-            for (group, name, after) in runs {
-                let start = start.clone();
-                let words =
-                    move |url: &str| Ok([start.as_slice(), &[url.to_owned()], after.as_slice()].concat());
-                cells.push(Cell { group, name, database: Database::Postgres, words: Box::new(words) });
-            }
+    let found = [
+        (
+            "graphile-worker",
+            peers::graphile(folder),
+            vec![
+                (Group::Drain, GRAPHILE.into(), format!("drain {} 1 default", some(10_000))),
+                (Group::Drain, GRAPHILE_FAST.into(), format!("drain {} 1 fast", some(50_000))),
+                (Group::Live, by(GRAPHILE_FAST, 1), format!("live {} 1 fast", some(3_000))),
+                (Group::Live, by(GRAPHILE_FAST, CALLERS), format!("live {} {CALLERS} fast", some(10_000))),
+            ],
+        ),
+        (
+            "River",
+            peers::river(folder),
+            vec![
+                (Group::Drain, RIVER.into(), format!("drain {} 1", some(50_000))),
+                (Group::Live, by(RIVER, 1), format!("live {} 1", some(3_000))),
+                (Group::Live, by(RIVER, CALLERS), format!("live {} {CALLERS}", some(20_000))),
+            ],
+        ),
+        ("DBOS", peers::dbos(folder), vec![(Group::Five, DBOS.into(), format!("{} {CALLERS}", some(1_000)))]),
+    ];
+    for (peer, start, runs) in found {
+        match start {
+            Err(error) => report.paragraph(format!("{peer} is left out: {error}")),
+            Ok(start) => cells.extend(runs.into_iter().map(|(group, name, line)| {
+                let rest = line.split(' ').map(ToOwned::to_owned);
+                let words = start.iter().cloned().chain([DATABASE.to_owned()]).chain(rest).collect();
+                Cell { group, name, database: Database::Postgres, words }
+            })),
         }
-    };
-    let run = |what: &str, tasks: usize, callers: usize| -> Vec<String> {
-        vec![what.into(), some(tasks), callers.to_string()]
-    };
-    let and = |mut words: Vec<String>, word: &str| {
-        words.push(word.into());
-        words
-    };
-    peer(
-        "graphile-worker",
-        peers::graphile(folder),
-        vec![
-            (Group::Drain, GRAPHILE.into(), and(run("drain", 10_000, 1), "default")),
-            (Group::Drain, GRAPHILE_FAST.into(), and(run("drain", 50_000, 1), "fast")),
-            (Group::Live, by(GRAPHILE_FAST, 1), and(run("live", 3_000, 1), "fast")),
-            (Group::Live, by(GRAPHILE_FAST, CALLERS), and(run("live", 10_000, CALLERS), "fast")),
-        ],
-    );
-    peer(
-        "River",
-        peers::river(folder),
-        vec![
-            (Group::Drain, RIVER.into(), run("drain", 50_000, 1)),
-            (Group::Live, by(RIVER, 1), run("live", 3_000, 1)),
-            (Group::Live, by(RIVER, CALLERS), run("live", 20_000, CALLERS)),
-        ],
-    );
-    let flows = vec![some(1_000), CALLERS.to_string()];
-    peer("DBOS", peers::dbos(folder), vec![(Group::Five, DBOS.into(), flows)]);
-    cells
+    }
+    Ok(cells)
 }
 
 fn by(name: &str, callers: usize) -> String {
