@@ -373,7 +373,7 @@ fn cells(plan: &Plan<'_>, report: &mut Report) -> Result<Vec<Cell>> {
             vec![
                 (Group::Drain, GRAPHILE.into(), format!("drain {} 1 default", some(10_000))),
                 (Group::Drain, GRAPHILE_FAST.into(), format!("drain {} 1 fast", some(50_000))),
-                (Group::Live, by(GRAPHILE_FAST, 1), format!("live {} 1 fast", some(3_000))),
+                (Group::Live, by(GRAPHILE_FAST, 1), format!("live {} 1 fast", some(1_000))),
                 (Group::Live, by(GRAPHILE_FAST, CALLERS), format!("live {} {CALLERS} fast", some(10_000))),
             ],
         ),
@@ -386,7 +386,7 @@ fn cells(plan: &Plan<'_>, report: &mut Report) -> Result<Vec<Cell>> {
                 (Group::Live, by(RIVER, CALLERS), format!("live {} {CALLERS}", some(20_000))),
             ],
         ),
-        ("DBOS", peers::dbos(folder), vec![(Group::Five, DBOS.into(), format!("{} {CALLERS}", some(1_000)))]),
+        ("DBOS", peers::dbos(folder), vec![(Group::Five, DBOS.into(), format!("{} {CALLERS}", some(500)))]),
     ];
     for (peer, start, runs) in found {
         match start {
