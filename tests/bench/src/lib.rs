@@ -4,6 +4,7 @@
 //! same table as a resource of the framework (`bench-podyard`), drives both over HTTP, and
 //! prints what each request cost. This library holds the parts that the tool is made of.
 
+pub mod engine;
 pub mod http;
 pub mod load;
 pub mod peers;

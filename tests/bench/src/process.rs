@@ -189,10 +189,24 @@ pub fn cpu(root: u32) -> Duration {
         .sum()
 }
 
+/// The same to the tick, for a program whose threads may have ended by the time this reads: it
+/// counts even one that has ended and was not waited for yet.
+#[must_use]
+pub fn cpu_in_ticks(root: u32) -> Duration {
+    tree(root).into_iter().filter_map(stat).map(|stat| stat.own + stat.ended_children).sum()
+}
+
 /// The CPU time of one process, without those that it started.
 #[must_use]
 pub fn cpu_of_one(id: u32) -> Duration {
     stat(id).map(|stat| exact(id).unwrap_or(stat.own)).unwrap_or_default()
+}
+
+/// The CPU time of this process, with all its threads, the ended ones too.
+#[must_use]
+pub fn own_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 /// The time on the CPU to the nanosecond, for a process of a single thread.

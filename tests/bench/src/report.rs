@@ -9,7 +9,16 @@ pub struct Report {
     bars: Vec<Bar>,
 }
 
-/// A figure that is to stay below a limit.
+/// What is aimed at.
+#[derive(Debug, Clone, Copy)]
+pub enum Limit {
+    /// The figure is to stay below.
+    AtMost(f64),
+    /// The figure is to get above.
+    AtLeast(f64),
+}
+
+/// A figure with an aim.
 #[derive(Debug, Clone)]
 pub struct Bar {
     /// What was measured.
@@ -17,7 +26,7 @@ pub struct Bar {
     /// What came out.
     pub value: f64,
     /// What is aimed at.
-    pub limit: f64,
+    pub limit: Limit,
     /// What both count in, with its space.
     pub unit: &'static str,
 }
@@ -26,7 +35,10 @@ impl Bar {
     /// Whether the aim was reached.
     #[must_use]
     pub fn is_met(&self) -> bool {
-        self.value <= self.limit
+        match self.limit {
+            Limit::AtMost(limit) => self.value <= limit,
+            Limit::AtLeast(limit) => self.value >= limit,
+        }
     }
 }
 
@@ -66,9 +78,13 @@ impl Report {
         let mut table = Table::new(&["bar", "limit", "measured", ""]);
         for bar in &self.bars {
             let verdict = if bar.is_met() { "met" } else { "MISSED" };
+            let (sign, limit) = match bar.limit {
+                Limit::AtMost(limit) => ('≤', limit),
+                Limit::AtLeast(limit) => ('≥', limit),
+            };
             table.row([
                 bar.name.clone(),
-                format!("{}{}", bar.limit, bar.unit),
+                format!("{sign} {limit}{}", bar.unit),
                 format!("{:.2}{}", bar.value, bar.unit),
                 verdict.to_owned(),
             ]);
@@ -149,9 +165,18 @@ mod tests {
     #[test]
     fn a_missed_bar_is_told() {
         let mut report = Report::default();
-        report.bar(Bar { name: "get".into(), value: 2.5, limit: 2.0, unit: "×" });
+        report.bar(Bar { name: "get".into(), value: 2.5, limit: Limit::AtMost(2.0), unit: "×" });
         report.bars();
         assert!(report.has_missed());
         assert!(report.text().contains("MISSED"));
+    }
+
+    #[test]
+    fn a_bar_may_ask_for_more() {
+        let bar = |value| Bar { name: "rate".into(), value, limit: Limit::AtLeast(3.0), unit: "×" };
+        assert!(bar(3.0).is_met());
+        assert!(!bar(2.9).is_met());
+        // What could not be measured is no success.
+        assert!(!bar(f64::NAN).is_met());
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     http::{Connection, dechunk, write_request},
     postgres::Cluster,
     process,
-    report::{Bar, Report, Table},
+    report::{Bar, Limit, Report, Table},
     rest::{Contender, Database, Target, database_for, seed, start},
 };
 
@@ -89,7 +89,7 @@ pub async fn measure(database: Database, contenders: &[Contender], report: &mut 
         ]);
         if number == 0 && database == Database::Sqlite {
             let name = format!("{database}: answer to the end of a task's first stage, median");
-            report.bar(Bar { name, value: median, limit: 10.0, unit: " ms" });
+            report.bar(Bar { name, value: median, limit: Limit::AtMost(10.0), unit: " ms" });
         }
     }
     report.table(&table);

@@ -1,5 +1,6 @@
 //! The task engine alone: what it takes to run tasks that do nothing. Started by `bench`, one
-//! measurement a process, on a database that goes with it; prints one line of JSON.
+//! measurement a process, on a database that goes with it; prints `begin` when the time begins,
+//! and then one line of JSON.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -74,6 +75,12 @@ enum What {
     },
     /// Only works, until it is killed.
     Work,
+    /// Starts tasks that take an hour, and leaves the running to other processes.
+    Long {
+        /// How many.
+        #[arg(long, default_value_t = 100)]
+        tasks: usize,
+    },
     /// Only makes the tables and the objects.
     Prepare {
         /// How many objects.
@@ -128,6 +135,21 @@ impl Many {
     }
 }
 
+/// Takes an hour.
+pub struct Hour;
+
+#[stages(object = Job)]
+impl Hour {
+    #[stage(timeout_s = 7200)]
+    async fn on_init(_: &mut TaskCtx<Job>) -> Stage {
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        Stage::complete()
+    }
+    async fn on_init_failed(_: &mut TaskCtx<Job>, why: Reason) -> Stage {
+        Stage::fail(why)
+    }
+}
+
 struct Nobody;
 
 impl Authenticator for Nobody {
@@ -165,6 +187,10 @@ async fn measure(core: &Arc<Core>, options: &Options) -> Result<serde_json::Valu
             jobs(core, objects).await?;
             json!({})
         }
+        What::Long { tasks } => {
+            start::<Hour>(core, jobs(core, tasks).await?, Nothing {}).await?;
+            json!({ "tasks": tasks })
+        }
         What::Work => {
             let _workers = run()?;
             std::future::pending::<()>().await;
@@ -175,11 +201,11 @@ async fn measure(core: &Arc<Core>, options: &Options) -> Result<serde_json::Valu
             for some in rows.chunks(500) {
                 start::<Many>(core, some.to_vec(), stages).await?;
             }
-            let (begun, before) = (Instant::now(), own_cpu());
+            let (begun, before) = begin();
             let workers = run()?;
             until(|| done() >= tasks as u64).await;
             let took = begun.elapsed();
-            let cpu = own_cpu().saturating_sub(before);
+            let cpu = process::own_cpu().saturating_sub(before);
             workers.drain().await;
             json!({ "tasks": tasks, "seconds": took.as_secs_f64(), "cpu": cpu.as_secs_f64() })
         }
@@ -189,17 +215,17 @@ async fn measure(core: &Arc<Core>, options: &Options) -> Result<serde_json::Valu
             let workers = run()?;
             tokio::time::sleep(Duration::from_millis(500)).await;
             let stages = || core.tasks.metrics().stages.load(Ordering::Relaxed);
-            let (begun, before, cpu) = (Instant::now(), stages(), own_cpu());
+            let ((begun, cpu), before) = (begin(), stages());
             tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
             let (n, took) = (stages() - before, begun.elapsed());
-            let cpu = own_cpu().saturating_sub(cpu);
+            let cpu = process::own_cpu().saturating_sub(cpu);
             drop(workers);
             json!({ "tasks": n, "seconds": took.as_secs_f64(), "cpu": cpu.as_secs_f64() })
         }
         What::Live { tasks, callers } => {
             let rows = Arc::new(jobs(core, tasks).await?);
             let workers = run()?;
-            let (begun, before) = (Instant::now(), own_cpu());
+            let (begun, before) = begin();
             let next = Arc::new(std::sync::atomic::AtomicUsize::new(0));
             let mut all = tokio::task::JoinSet::new();
             for _ in 0..callers {
@@ -216,7 +242,7 @@ async fn measure(core: &Arc<Core>, options: &Options) -> Result<serde_json::Valu
             }
             until(|| done() >= tasks as u64).await;
             let took = begun.elapsed();
-            let cpu = own_cpu().saturating_sub(before);
+            let cpu = process::own_cpu().saturating_sub(before);
             workers.drain().await;
             json!({ "tasks": tasks, "seconds": took.as_secs_f64(), "cpu": cpu.as_secs_f64() })
         }
@@ -279,7 +305,8 @@ where
     Ok(())
 }
 
-/// User and system time of this process.
-fn own_cpu() -> Duration {
-    process::cpu_of_one(std::process::id())
+/// Says that the time begins; gives it, and the CPU time so far.
+fn begin() -> (Instant, Duration) {
+    println!("begin");
+    (Instant::now(), process::own_cpu())
 }

@@ -9,7 +9,7 @@ use std::{path::PathBuf, process::Command, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use podyard_bench::{
-    Result, peers,
+    Result, engine, peers,
     process::sibling,
     report::Report,
     rest::{self, Contender, Database, Plan},
@@ -49,8 +49,9 @@ struct Options {
     /// Another server to measure beside it, as in "no-oplog=bench-podyard --no-oplog …".
     #[arg(long, value_name = "NAME=COMMAND")]
     variant: Vec<String>,
-    /// Also measures Django REST framework and FastAPI, for readers of the report; installs them
-    /// from PyPI into this folder, or finds them there.
+    /// Also measures others, for readers of the report: beside the requests Django REST framework
+    /// and FastAPI, beside the task engine graphile-worker, River and DBOS. Installs them from their
+    /// registries into this folder, or finds them there.
     #[arg(long, value_name = "FOLDER")]
     peers: Option<PathBuf>,
     /// Measures the yardstick alone.
@@ -74,6 +75,8 @@ enum Section {
     Deep,
     /// How soon tasks run, and how many.
     Tasks,
+    /// The task engine alone: rates, pick-up, recovery and claims, beside the engines of others.
+    Engine,
     /// Start, stop, and memory and CPU at rest.
     Process,
 }
@@ -112,14 +115,14 @@ fn main() -> Result<()> {
 async fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let wanted = |section| options.sections.is_empty() || options.sections.contains(&section);
     if !options.no_build {
-        build(options, wanted(Section::Process) && options.podyard.is_none())?;
+        build(options, wanted(Section::Engine), wanted(Section::Process) && options.podyard.is_none())?;
     }
     report.heading(1, "Podyard bench");
     report.paragraph(machine());
     if cfg!(debug_assertions) {
         report.paragraph("**A debug build: these figures mean nothing.**");
     }
-    let plan = plan(options)?;
+    let plan = plan(options, wanted(Section::Rest))?;
     let databases = [(Database::Sqlite, Databases::Postgres), (Database::Postgres, Databases::Sqlite)];
     let databases = databases.into_iter().filter(|(_, other)| options.database != *other).map(|(it, _)| it);
     if wanted(Section::Rest) {
@@ -145,9 +148,18 @@ async fn measure(options: &Options, report: &mut Report) -> Result<()> {
         }
     }
     if wanted(Section::Tasks) && !options.yardstick_only {
-        for database in databases {
+        for database in databases.clone() {
             tasks::measure(database, &plan.contenders, report).await?;
         }
+    }
+    if wanted(Section::Engine) && !options.yardstick_only {
+        let plan = engine::Plan {
+            databases: databases.collect(),
+            rounds: plan.rounds,
+            quick: options.quick,
+            peers: options.peers.as_deref(),
+        };
+        engine::measure(&plan, report).await?;
     }
     if wanted(Section::Process) {
         let program = match &options.podyard {
@@ -159,7 +171,7 @@ async fn measure(options: &Options, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn plan(options: &Options) -> Result<Plan> {
+fn plan(options: &Options, peers: bool) -> Result<Plan> {
     let mut contenders = Vec::new();
     if !options.yardstick_only {
         contenders.push(Contender {
@@ -176,7 +188,7 @@ fn plan(options: &Options) -> Result<Plan> {
             });
         }
     }
-    if let Some(folder) = &options.peers {
+    if let Some(folder) = options.peers.as_ref().filter(|_| peers) {
         contenders.extend(peers::contenders(folder)?);
     }
     let (rounds, warm_up, time) = if options.quick { (1, 200, 700) } else { (3, 400, 2000) };
@@ -190,12 +202,15 @@ fn plan(options: &Options) -> Result<Plan> {
 }
 
 /// Builds what is measured, so that it is never yesterday's. Only under cargo, which says where it is.
-fn build(options: &Options, podyard: bool) -> Result<()> {
+fn build(options: &Options, engine: bool, podyard: bool) -> Result<()> {
     let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
     let mut command = Command::new(cargo);
     command.args(["build", "--quiet", "-p", "podyard-bench", "--bin", "yardstick"]);
     if !options.yardstick_only && options.podyard_cmd.starts_with("bench-podyard ") {
         command.args(["--bin", "bench-podyard"]);
+    }
+    if engine {
+        command.args(["--bin", "bench-engine"]);
     }
     if podyard {
         command.args(["-p", "podyard-server", "--bin", "podyard"]);
