@@ -254,6 +254,6 @@ impl Drop for Workers {
         self.dispatcher.abort();
         self.keeper.abort();
         self.heart.stop();
-        self.worker.abandon();
+        self.worker.vanish();
     }
 }

@@ -155,6 +155,35 @@ impl Kit {
         self.revive().await
     }
 
+    /// Ends the process well, as at SIGTERM, unless it dies of that, and starts
+    /// another.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn drain(&self) -> Result<()> {
+        let (core, workers) = (self.core(), lock(&self.process).workers.take());
+        if let Some(workers) = workers {
+            tokio::select! {
+                () = workers.drain() => {}
+                () = death(&core) => {}
+            }
+        }
+        self.kill().await?;
+        self.run()
+    }
+
+    /// Does what is else done now and then: deletes old tasks, finds stuck ones.
+    pub async fn tidy(&self) {
+        // Taken, since its process may die meanwhile.
+        let (core, workers) = (self.core(), lock(&self.process).workers.take());
+        let Some(workers) = workers else { return };
+        tokio::select! {
+            () = workers.tidy() => {}
+            () = death(&core) => {}
+        }
+        lock(&self.process).workers = Some(workers);
+    }
+
     /// Another process, if this one is dead.
     async fn revive(&self) -> Result<()> {
         let old = self.core();
@@ -210,11 +239,6 @@ impl Kit {
             let core = self.core();
             let (ctx, f) = (Ctx::system(&core), f.clone());
             let write = core.tasks.faults().at(kind, ctx.write(None, move |tx| f(tx)));
-            let dead = async {
-                while !core.tasks.faults().is_dead() {
-                    sleep(LOOK).await;
-                }
-            };
             tokio::select! {
                 biased;
                 done = write => match done {
@@ -222,7 +246,7 @@ impl Kit {
                     Err(error) if error.kind() == crate::Kind::Unavailable => {}
                     Err(error) => return Err(error),
                 },
-                () = dead => self.revive().await?,
+                () = death(&core) => self.revive().await?,
             }
         }
     }
@@ -291,6 +315,13 @@ impl Kit {
     }
 }
 
+/// Until a process is dead.
+async fn death(core: &Core) {
+    while !core.tasks.faults().is_dead() {
+        sleep(LOOK).await;
+    }
+}
+
 async fn number(core: &Arc<Core>, sql: &'static str) -> Result<i64> {
     let read = move |conn: &mut db::AnyConnection| db::load_one::<(i64,)>(conn, Sql::new(sql));
     let found = core.db.read(Cost::Unbounded, read).await?.value;
@@ -318,7 +349,7 @@ pub async fn reset(core: &Arc<Core>) -> Result<()> {
 /// # Errors
 /// What the database says.
 pub async fn check(core: &Arc<Core>) -> Result<Vec<String>> {
-    const NONE: [(&str, &str); 8] = [
+    const NONE: [(&str, &str); 9] = [
         ("a task has not ended", "SELECT count(*) FROM \"tasks\" WHERE \"ended_at\" IS NULL"),
         (
             "an ended task has another status",
@@ -338,6 +369,11 @@ pub async fn check(core: &Arc<Core>) -> Result<Vec<String>> {
             "a claim has no entry in the history, or one too many",
             "SELECT count(*) FROM \"tasks\" t WHERE \"epoch\" <> \
              (SELECT count(*) FROM \"task_history\" h WHERE h.\"task_id\" = t.\"id\")",
+        ),
+        (
+            "a history of no task",
+            "SELECT count(*) FROM \"task_history\" h WHERE NOT EXISTS \
+             (SELECT 1 FROM \"tasks\" t WHERE t.\"id\" = h.\"task_id\")",
         ),
         (
             "a callback of no task",

@@ -67,6 +67,8 @@ pub(super) struct Worker {
     /// Whether the database may hold tasks as ours that nobody here runs: an
     /// answer did not come.
     doubt: AtomicBool,
+    /// Whether it was dropped; a claim may still be on its way to the slots.
+    gone: AtomicBool,
     serial: AtomicU64,
     shares: Shares,
     committer: Committer,
@@ -187,6 +189,7 @@ impl Worker {
             idle: Notify::new(),
             handles: Mutex::new(HashMap::new()),
             doubt: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
             serial: AtomicU64::new(0),
             core,
             options,
@@ -455,6 +458,9 @@ impl Worker {
         });
         // Its handle first, so that it cannot end before it is there.
         lock(&self.handles).insert(serial, (id, handle.abort_handle()));
+        if self.gone.load(Ordering::Acquire) {
+            self.abandon();
+        }
         let _ = go.send(());
     }
 
@@ -785,6 +791,12 @@ impl Worker {
         for handle in handles {
             handle.abort();
         }
+    }
+
+    /// Stops all stages, now and those of a claim that is being made.
+    pub(super) fn vanish(&self) {
+        self.gone.store(true, Ordering::Release);
+        self.abandon();
     }
 
     /// Waits for the running stages, but no longer than the grace time.

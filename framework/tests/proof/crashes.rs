@@ -13,6 +13,7 @@ use podyard::task::{Subtasks, Task, TaskType, WorkerOptions};
 use podyard::{Core, Kind};
 use serde::{Deserialize, Serialize};
 
+use crate::features::{Parent, Way};
 use crate::harness::{Nobody, TestDb, each};
 use crate::things::{Inside, TABLES, Thing, mark, marks, tasks, thing};
 
@@ -507,6 +508,84 @@ fn subtasks_of_which_one_fails() {
         assert_marks(kit, &kids[0], &[101, 107]).await;
         assert_marks(kit, &kids[1], &[-1]).await;
         assert_marks(kit, &kids[2], &[201, 207]).await;
+    });
+}
+
+async fn family(kit: &Kit) -> ([Thing; 3], String) {
+    let all = [made(kit, "it").await, made(kit, "kid-a").await, made(kit, "kid-b").await];
+    start::<Parent>(kit, &all[0], Way::default()).await;
+    let wait = async |core: &Arc<Core>| {
+        let tasks = tasks(core).await;
+        let waits = tasks.iter().filter(|it| it.status == "waiting").count();
+        (waits == 3).then(|| tasks.into_iter().find(|it| it.obj_id == all[0].id).unwrap().id.clone())
+    };
+    let id = kit.until("all three to wait", wait).await;
+    (all, id)
+}
+
+#[test]
+fn a_cancel_of_a_family() {
+    replay(&options(), &["cancel"], async |kit: &Kit| {
+        let (all, id) = family(kit).await;
+        cancel(kit, &id).await;
+        assert_eq!(ends(kit).await, ["cancelled"; 3]);
+        for (row, marks) in all.iter().zip([[1, -1].as_slice(), &[-1], &[-1]]) {
+            assert_marks(kit, row, marks).await;
+        }
+    });
+}
+
+#[test]
+fn subtasks_that_take_too_long() {
+    replay(&options(), &[], async |kit: &Kit| {
+        let (all, _) = family(kit).await;
+        kit.skip(Duration::from_secs(61));
+        let parent = async |core: &Arc<Core>| {
+            tasks(core).await.into_iter().find(|it| it.status == "failed" && it.obj_id == all[0].id)
+        };
+        kit.until("the parent's end", parent).await;
+        let mut ends = ends(kit).await;
+        ends.sort();
+        assert_eq!(ends, ["cancelled", "cancelled", "failed"]);
+        for (row, marks) in all.iter().zip([[1, -1].as_slice(), &[-1], &[-1]]) {
+            assert_marks(kit, row, marks).await;
+        }
+    });
+}
+
+#[test]
+fn a_process_that_drains() {
+    let options = WorkerOptions { grace: Duration::from_millis(10), ..options() };
+    replay(&options, &["give back"], async |kit: &Kit| {
+        let row = made(kit, "it").await;
+        // Longer than it is let end.
+        start::<Walk>(kit, &row, First { first: 0, nap_ms: 60 }).await;
+        in_status(kit, "running").await;
+        kit.drain().await.unwrap();
+        assert_eq!(ends(kit).await, ["done"]);
+        assert_marks(kit, &row, &[1, 7]).await;
+    });
+}
+
+#[test]
+fn old_tasks_that_are_deleted() {
+    let options = WorkerOptions { keep: Duration::from_secs(3600), ..options() };
+    replay(&options, &["tidy"], async |kit: &Kit| {
+        let row = made(kit, "it").await;
+        let it = row.clone();
+        started(kit, move |tx| {
+            tx.start_task::<Walk>(&it, First::default())?;
+            tx.task::<Walk>(&it, First::default()).behind().start().map(drop)
+        })
+        .await;
+        assert_eq!(ends(kit).await, ["done"; 2]);
+        assert_marks(kit, &row, &[1, 7, 1, 7]).await;
+        kit.skip(Duration::from_secs(3601));
+        let none = async |core: &Arc<Core>| {
+            kit.tidy().await;
+            tasks(core).await.is_empty().then_some(())
+        };
+        kit.until("no tasks", none).await;
     });
 }
 
