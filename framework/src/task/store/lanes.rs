@@ -156,7 +156,8 @@ pub(crate) fn give_up(
     cancelling: bool,
     now: i64,
 ) -> Result<()> {
-    super::cancel_children(conn, id, why, now)?;
+    let theirs = Reason::cancelled(&format!("what it is a part of was given up: {why}"));
+    super::cancel_children(conn, id, &theirs, now)?;
     let mut sql = Sql::new("UPDATE \"tasks\" SET \"stage\" = \"stage\" || ").value(TWIN);
     sql.push(", \"cancelling\" = ").bind(cancelling).push(", \"cancel_requested\" = ").bind(cancelling);
     sql.push(", \"reason_kind\" = ").bind(why.kind.as_str()).push(", \"reason\" = ").bind(&why.text);
