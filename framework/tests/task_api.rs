@@ -296,13 +296,6 @@ impl House {
         (status, serde_json::from_str(body).unwrap_or_default())
     }
 
-    async fn make(&self, path: &str, token: &str, body: Value) -> String {
-        let (status, answer) = self.ask("POST", path, token, &body.to_string()).await;
-        assert_eq!(status, 201, "{answer}");
-        let row = answer.as_object().unwrap().values().next().unwrap();
-        row["id"].as_str().unwrap().to_owned()
-    }
-
     /// Opens a stream and waits until it is ready.
     async fn watch(&self, path: &str, token: &str) -> TcpStream {
         let socket = self.stream("GET", path, token, "");

@@ -1048,7 +1048,7 @@ fn users_see_their_own_tasks() {
             (&json!("done"), &json!("nop"), &json!(row.id))
         );
         assert_eq!(
-            (&hers["history"][0]["stage"], &hers["history"][0]["outcome"]),
+            (&hers["history"][1]["stage"], &hers["history"][1]["outcome"]),
             (&json!("on_init"), &json!("done"))
         );
         for hidden in ["user_cred", "secret", "params", "data", "worker_id", "active_key"] {

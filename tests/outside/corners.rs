@@ -20,9 +20,6 @@ on_each_database!(
     a_batch_of_users_holds_up_nobody,
     built_in_batches_are_in_the_document,
     nothing_is_made_for_a_project_that_goes,
-);
-on_each_database!(
-    without mysql:
     markers_of_long_values_fit_into_a_uri,
     what_is_there_already_passes,
     records_of_a_type_deleted_by_force_have_its_values,

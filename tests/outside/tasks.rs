@@ -39,7 +39,10 @@ fn a_task_tells_what_it_did(kind: Kind) {
     }
     assert!(told["created_at"].as_str() <= told["ended_at"].as_str(), "{told}");
     let history = told["history"].as_array().unwrap();
-    for entry in history {
+    assert_eq!((&history[0]["what"], &history[0]["by"]), (&json!("created"), &json!("ann")), "{told}");
+    let attempts: Vec<_> = history.iter().filter(|it| it["what"] == "attempt").collect();
+    assert!(!attempts.is_empty(), "{told}");
+    for entry in attempts {
         assert!(entry["stage"].is_string() && entry["attempt"].is_number(), "{entry}");
         assert!(entry["started_at"].is_string() && entry["ended_at"].is_string(), "{entry}");
         assert!(entry["outcome"].is_string(), "{entry}");

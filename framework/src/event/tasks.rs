@@ -24,7 +24,7 @@ const HOLD: i64 = 600_000_000;
 /// How often a watcher is heard of.
 pub(super) const RENEW: Duration = Duration::from_secs(60);
 /// How long a stream waits for older transactions to end.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Records that one transaction removes.
 const CHUNK: i64 = 500;
 

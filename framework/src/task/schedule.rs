@@ -71,7 +71,7 @@ pub struct Schedule {
     #[field(list = "admin")]
     pub last_task_id: Option<String>,
     /// What came of the last tick: started, or why not.
-    #[field(list = "admin", multiline)]
+    #[field(list = "admin", multiline, max = 4096)]
     pub last_outcome: String,
 }
 
@@ -208,10 +208,7 @@ fn tick(tx: &mut Tx<'_>, id: &str, at: DateTime<Utc>) -> Result<()> {
     let before = snapshot(&row);
     let now = tx.ctx.core().tasks.clock().wall(tx.conn)?;
     row.last_at = Some(now);
-    row.last_outcome = match begin(tx, &mut row)? {
-        Ok(()) => "started".to_owned(),
-        Err(why) => why,
-    };
+    row.last_outcome = begin(tx, &mut row)?;
     // Whatever was missed is made up for by one.
     row.next_at = None;
     if row.enabled {
@@ -232,36 +229,36 @@ fn tick(tx: &mut Tx<'_>, id: &str, at: DateTime<Utc>) -> Result<()> {
     tx.save_and_log(&mut row, "tick", &before)
 }
 
-/// Starts the task of a tick, or says why it does not.
-fn begin(tx: &mut Tx<'_>, row: &mut Schedule) -> Result<std::result::Result<(), String>> {
-    let Some(kind) = entry(&row.task_name) else { return Ok(Err(format!("no kind {}", row.task_name))) };
+/// Starts the task of a tick; tells what came of it.
+fn begin(tx: &mut Tx<'_>, row: &mut Schedule) -> Result<String> {
+    let Some(kind) = entry(&row.task_name) else { return Ok(format!("no kind {}", row.task_name)) };
     let previous = match &row.last_task_id {
         Some(id) => store::status(tx.conn, id)?.filter(|it| !it.is_ended()),
         None => None,
     };
     let queue = row.overlap == "queue";
     match previous {
-        Some(_) if !queue => return Ok(Err("skipped: the task before has not ended".to_owned())),
+        Some(_) if !queue => return Ok("skipped: the task before has not ended".to_owned()),
         // One that waits is enough: they would only pile up.
-        Some(Status::Blocked) => return Ok(Err("skipped: a task of it waits already".to_owned())),
+        Some(Status::Blocked) => return Ok("skipped: a task of it waits already".to_owned()),
         _ => {}
     }
-    let started = tx.savepoint(|tx| (kind.start)(tx, &row.obj_id, &row.params, queue))?;
-    Ok(match started {
+    match tx.savepoint(|tx| (kind.start)(tx, &row.obj_id, &row.params, queue))? {
         Ok(Some(id)) => {
             row.last_task_id = Some(id);
-            Ok(())
+            Ok("started".to_owned())
         }
         Ok(None) => {
             row.enabled = false;
-            Err(format!("disabled: {} {} is gone", row.obj_type, row.obj_id))
+            Ok(format!("disabled: {} {} is gone", row.obj_type, row.obj_id))
         }
-        Err(error) if error.class_name() == "TaskInProgressError" => {
-            Err(format!("skipped: {}", error.message()))
+        Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Internal) => Err(error),
+        Err(error) => {
+            let what = if error.class_name() == "TaskInProgressError" { "skipped" } else { "failed" };
+            let why: String = error.message().chars().take(1000).collect();
+            Ok(format!("{what}: {why}"))
         }
-        Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Internal) => return Err(error),
-        Err(error) => Err(format!("failed: {}", error.message())),
-    })
+    }
 }
 
 #[cfg(test)]
@@ -288,6 +285,7 @@ mod tests {
             ticks("*/15 * * * *", "UTC", "2026-01-01T00:07:03.5Z", 2),
             ["01-01T00:15:00", "01-01T00:30:00"]
         );
+        assert_eq!(ticks("@daily", "UTC", "2026-01-01T00:00:30Z", 1), ["01-02T00:00:00"]);
         assert_eq!(ticks("30 0 0 * * *", "UTC", "2026-01-01T00:00:30Z", 1), ["01-02T00:00:30"]);
         assert_eq!(ticks("0 9 * * MON", "Asia/Tokyo", "2026-01-01T00:00:00Z", 1), ["01-05T00:00:00"]);
     }
@@ -318,8 +316,8 @@ mod tests {
             |cron: &str, zone: &str| next(cron, zone, now).map_err(|e| e.field_errors()[0].field.clone());
         assert!(blamed("* * * * *", "UTC").is_ok());
         for cron in ["", "x", "* * * *", "61 * * * *", "* * * * * * 2030", "0 0 30 2 *"] {
-            assert_eq!(blamed(cron, "UTC"), Err("cron".to_owned().into()), "{cron:?}");
+            assert_eq!(blamed(cron, "UTC"), Err("cron".to_owned()), "{cron:?}");
         }
-        assert_eq!(blamed("* * * * *", "Mars/Olympus"), Err("time_zone".to_owned().into()));
+        assert_eq!(blamed("* * * * *", "Mars/Olympus"), Err("time_zone".to_owned()));
     }
 }

@@ -183,7 +183,7 @@ impl State {
                 clippy::cast_sign_loss,
                 reason = "bounded above and below"
             )]
-            let whole = tokens.max(0.0).min(1e9) as usize;
+            let whole = tokens.clamp(0.0, 1e9) as usize;
             room = room.min(whole);
         }
         room

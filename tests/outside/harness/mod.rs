@@ -18,6 +18,21 @@ pub(crate) const HELPER: &str = env!("CARGO_BIN_EXE_podyard-tests-helper");
 
 /// Makes of each function a test on each database.
 macro_rules! on_each_database {
+    (without mysql: $($name:ident),+ $(,)?) => {$(
+        mod $name {
+            #[test]
+            fn sqlite() {
+                super::$name(crate::harness::Kind::Sqlite);
+            }
+
+            #[test]
+            fn postgres() {
+                if crate::harness::Kind::Postgres.is_wanted() {
+                    super::$name(crate::harness::Kind::Postgres);
+                }
+            }
+        }
+    )+};
     ($($name:ident),+ $(,)?) => {$(
         mod $name {
             #[test]
