@@ -115,7 +115,7 @@ fn main() -> Result<()> {
 async fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let wanted = |section| options.sections.is_empty() || options.sections.contains(&section);
     if !options.no_build {
-        build(options, wanted(Section::Engine), wanted(Section::Process) && options.podyard.is_none())?;
+        build(options, wanted)?;
     }
     report.heading(1, "Podyard bench");
     report.paragraph(machine());
@@ -202,17 +202,21 @@ fn plan(options: &Options, peers: bool) -> Result<Plan> {
 }
 
 /// Builds what is measured, so that it is never yesterday's. Only under cargo, which says where it is.
-fn build(options: &Options, engine: bool, podyard: bool) -> Result<()> {
+fn build(options: &Options, wanted: impl Fn(Section) -> bool) -> Result<()> {
     let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
+    let servers = [Section::Rest, Section::Commits, Section::Deep, Section::Tasks].into_iter().any(&wanted);
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "-p", "podyard-bench", "--bin", "yardstick"]);
-    if !options.yardstick_only && options.podyard_cmd.starts_with("bench-podyard ") {
+    command.args(["build", "--quiet", "-p", "podyard-bench", "--bin", "bench"]);
+    if servers {
+        command.args(["--bin", "yardstick"]);
+    }
+    if servers && !options.yardstick_only && options.podyard_cmd.starts_with("bench-podyard ") {
         command.args(["--bin", "bench-podyard"]);
     }
-    if engine {
+    if wanted(Section::Engine) && !options.yardstick_only {
         command.args(["--bin", "bench-engine"]);
     }
-    if podyard {
+    if wanted(Section::Process) && options.podyard.is_none() {
         command.args(["-p", "podyard-server", "--bin", "podyard"]);
     }
     if !cfg!(debug_assertions) {
