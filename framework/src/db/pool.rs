@@ -64,7 +64,10 @@ impl CustomizeConnection<AnyConnection, diesel::r2d2::Error> for PostgresSession
         if self.engine {
             // Every statement of the engine goes by an index, also one that
             // was planned when a table was small or its statistics were old.
-            conn.batch_execute("SET enable_seqscan = off").map_err(diesel::r2d2::Error::QueryError)?;
+            // (What a disabled scan is reckoned to cost would also have small
+            // statements compiled, which takes far longer than they do.)
+            conn.batch_execute("SET enable_seqscan = off; SET jit = off")
+                .map_err(diesel::r2d2::Error::QueryError)?;
         }
         Ok(())
     }

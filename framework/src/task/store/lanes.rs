@@ -176,7 +176,8 @@ const NEVER: i64 = i64::MAX / 4;
 
 /// Gives up the wait for subtasks whose time is over; `false`: it is another wait.
 pub(super) fn gives_up(conn: &mut AnyConnection, id: &str, now: i64) -> Result<bool> {
-    let mut sql = Sql::new("SELECT \"stage\" FROM \"tasks\" WHERE \"status\" = 'waiting' AND \"open_children\" > 0");
+    let mut sql =
+        Sql::new("SELECT \"stage\" FROM \"tasks\" WHERE \"status\" = 'waiting' AND \"open_children\" > 0");
     sql.push(" AND \"id\" = ").bind(id).push(for_update(conn));
     let Some((stage,)) = db::load_one::<(String,)>(conn, sql)? else { return Ok(false) };
     if !stage.ends_with(TWIN) {
