@@ -10,8 +10,9 @@
 //! statement with the rows that they hold; who waits in a circle is undone and
 //! begins anew, as databases and the engine do.
 //!
-//! `forget_children` and `forget_cancel` are what the engine did when this was
-//! written.
+//! `forget_children` and `forget_cancel` are what the engine once did. It has
+//! since let the twin wait for cancelled subtasks (`give_up`); here the twin runs
+//! beside them, which is harder.
 //!
 //! Left out: deaths of workers (see the lease's model: what counts here is in
 //! one transaction with the child's end), lanes, and children of children.

@@ -12,7 +12,7 @@
 //! all that is assumed of clocks is that a process which is neither dead nor
 //! stopped, and holds tasks, beats before any observer has counted a lease.
 //!
-//! `from_one` and `old_claims` are what the engine did when this was written.
+//! `from_one` and `old_claims` are what the engine once did.
 //!
 //! Left out: `/proc` (it only makes a death known earlier), priorities and
 //! shares (which task is taken matters to nobody here), twins and undoing (a

@@ -204,7 +204,8 @@ impl Stage {
     }
 
     /// Starts subtasks, and goes on with that stage when all have ended; it is
-    /// given [`Subtasks`]. If that takes too long, with its twin.
+    /// given [`Subtasks`]. If that takes too long, they are cancelled, and when
+    /// all have ended, its twin runs.
     pub fn fan_out(stage: StageName) -> FanOut {
         FanOut { stage, spawns: Vec::new() }
     }
@@ -295,8 +296,8 @@ impl FanOut {
         self
     }
 
-    /// How long all may take; then the twin of the stage runs, and what has not
-    /// ended when the task does is cancelled.
+    /// How long all may take; then those that have not ended are cancelled, and
+    /// after them the twin of the stage runs.
     pub fn within(self, time: Duration) -> Stage {
         Stage { spawns: self.spawns, ..Stage::of(Step::FanOut(self.stage, time)) }
     }
