@@ -26,7 +26,7 @@ UPDATE tasks SET priority = 0;
 ALTER TABLE tasks DROP COLUMN deadline;
 ALTER TABLE tasks DROP COLUMN progress_text;
 ALTER TABLE tasks DROP COLUMN ending;
-ALTER TABLE tasks DROP COLUMN undo;
+ALTER TABLE tasks DROP COLUMN "undo";
 ALTER TABLE tasks DROP COLUMN members;
 ALTER TABLE tasks DROP COLUMN open_children;
 ALTER TABLE tasks DROP COLUMN parent_seq;
