@@ -102,7 +102,8 @@ fn paths(generator: &mut SchemaGenerator) -> Vec<(&'static str, Value)> {
             "responses": {
                 "200": told("The task goes on.", "taken"),
                 "202": told("It came before the task waits, and is kept for it.", "kept"),
-                "400": problem.clone(), "404": problem.clone(), "408": problem.clone(), "409": problem.clone(),
+                // Whatever is no task's id is an action, which asks for a login.
+                "400": problem.clone(), "401": problem.clone(), "404": problem.clone(), "408": problem.clone(), "409": problem.clone(),
                 "413": problem.clone(), "415": problem.clone(), "429": problem.clone(), "500": problem.clone(),
                 "503": problem,
             },
