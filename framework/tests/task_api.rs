@@ -393,6 +393,7 @@ macro_rules! on_each_database {
 
 on_each_database!(
     a_callback_needs_its_token_only,
+    a_wrong_token_waits_for_no_lock,
     a_paused_kind_waits_and_others_run,
     a_schedule_starts_one_task_a_tick,
     a_schedule_says_what_is_wrong_with_it,
@@ -403,6 +404,33 @@ on_each_database!(
     stuck_tasks_are_told_and_set_right,
     many_are_cancelled_and_retried_at_once,
 );
+
+/// Strangers may send any number of them: none may queue where writes do.
+async fn a_wrong_token_waits_for_no_lock(url: Option<String>) {
+    let house = house(url).await;
+    let row = house.gadget().await;
+    let id = house.start::<Call>(&row, Params::default()).await;
+    house.in_status(&id, "waiting").await;
+    let (answered, wait) = std::sync::mpsc::channel::<()>();
+    let (begun, holding) = tokio::sync::oneshot::channel();
+    let (core, task) = (house.core.clone(), id.clone());
+    let holder = tokio::spawn(async move {
+        let ctx = podyard::Ctx::system(&core);
+        let held = ctx.write(None, move |tx| {
+            let sql = db::Sql::new("UPDATE tasks SET version = version + 1 WHERE id = ").value(task);
+            db::execute(tx.conn, &sql)?;
+            let _ = begun.send(());
+            // Until the stranger has its answer, or gives up on it.
+            Ok(wait.recv_timeout(Duration::from_secs(10)).is_ok())
+        });
+        held.await.unwrap().value
+    });
+    holding.await.unwrap();
+    let wrong = json!({"token": format!("{id}.1.AAAAAAAAAAAAAAAAAAAAAA")}).to_string();
+    assert_eq!(house.ask("POST", &format!("/tasks/{id}"), "", &wrong).await.0, 404);
+    let _ = answered.send(());
+    assert!(holder.await.unwrap(), "it waited for the lock");
+}
 
 async fn a_callback_needs_its_token_only(url: Option<String>) {
     let house = house(url).await;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{App, json as answer, request};
 use crate::ctx::Ctx;
 use crate::model::{self, ActionInput};
-use crate::task::{CallbackInput, Received};
+use crate::task::{CallbackInput, Received, expect_token};
 use crate::{Error, Kind, Result};
 
 /// Most bytes that a callback may bring.
@@ -67,6 +67,7 @@ pub(super) async fn take(
         return Err(Error::new(Kind::NotFound, "there is no such callback token"));
     }
     let ctx = Ctx::system(&app.core).from_address(super::address(req, app.options.trust_forwarded));
+    expect_token(&ctx, &input.token).await?;
     let work = ctx.write(None, move |tx| tx.callback(&input.token, &input.data));
     let Ok(done) = tokio::time::timeout(app.options.timeout, work).await else {
         let seconds = app.options.timeout.as_secs_f64();

@@ -14,6 +14,7 @@ use sha2::Sha256;
 use super::Engine;
 use super::store::{self, Status};
 use crate::ctx::{Core, Ctx, Tx};
+use crate::db::Cost;
 use crate::{Error, Kind, Result};
 
 /// Bytes of the code in a token.
@@ -42,6 +43,13 @@ struct Parsed<'a> {
     id: &'a str,
     seq: i64,
     code: Vec<u8>,
+}
+
+impl Parsed<'_> {
+    /// Whether it was made with that key.
+    fn is_of(&self, secret: &str) -> bool {
+        code(self.id, self.seq, secret).is_some_and(|it| it.verify_truncated_left(&self.code).is_ok())
+    }
 }
 
 fn parse(token: &str) -> Option<Parsed<'_>> {
@@ -81,6 +89,21 @@ pub enum Received {
     Early,
 }
 
+/// Refuses a token that is none without a write: strangers may send any
+/// number of them, and must not hold a lock or the writer for it.
+///
+/// # Errors
+/// 404 for a token that is none.
+pub(crate) async fn expect_token(ctx: &Ctx, token: &str) -> Result<()> {
+    let token = token.to_owned();
+    let done = ctx.read(Cost::Bounded, move |tx| {
+        let parsed = parse(&token).ok_or_else(unknown)?;
+        let secret = store::secret(tx.conn, parsed.id)?.ok_or_else(unknown)?;
+        if parsed.is_of(&secret) { Ok(()) } else { Err(unknown()) }
+    });
+    done.await.map(drop)
+}
+
 impl Tx<'_> {
     /// Tells a task what it waits for, in this transaction.
     ///
@@ -89,9 +112,7 @@ impl Tx<'_> {
     pub fn callback(&mut self, token: &str, data: &Value) -> Result<Received> {
         let parsed = parse(token).ok_or_else(unknown)?;
         let task = store::for_callback(self.conn, parsed.id)?.ok_or_else(unknown)?;
-        let genuine = code(parsed.id, parsed.seq, &task.secret)
-            .is_some_and(|it| it.verify_truncated_left(&parsed.code).is_ok());
-        if !genuine {
+        if !parsed.is_of(&task.secret) {
             return Err(unknown());
         }
         let used = || Error::conflict("this callback was made already").class("CallbackUsedError");
@@ -125,8 +146,7 @@ mod tests {
     const ID: &str = "01890000-0000-7000-8000-000000000000";
 
     fn genuine(token: &str, secret: &str) -> bool {
-        let Some(it) = parse(token) else { return false };
-        code(it.id, it.seq, secret).is_some_and(|code| code.verify_truncated_left(&it.code).is_ok())
+        parse(token).is_some_and(|it| it.is_of(secret))
     }
 
     #[test]

@@ -83,6 +83,7 @@ use crate::Result;
 use crate::model::{Meta, Record};
 
 pub use callback::Received;
+pub(crate) use callback::expect_token;
 pub use ctx::TaskCtx;
 pub use engine::{Engine, Metrics, WorkerOptions, Workers};
 pub use kind::{KindStatistics, TaskKind};

@@ -36,7 +36,7 @@ pub(super) async fn run(worker: Arc<Worker>, url: String, mut stopped: watch::Re
     loop {
         let connected = tokio::select! {
             _ = stopped.wait_for(|it| *it) => return,
-            ended = serve(&worker, &config) => ended,
+            ended = serve(&worker, &config, &mut told) => ended,
         };
         if let Err(error) = connected
             && !told
@@ -52,7 +52,11 @@ pub(super) async fn run(worker: Arc<Worker>, url: String, mut stopped: watch::Re
 }
 
 /// One connection's life.
-async fn serve(worker: &Worker, config: &Config) -> std::result::Result<(), tokio_postgres::Error> {
+async fn serve(
+    worker: &Worker,
+    config: &Config,
+    told: &mut bool,
+) -> std::result::Result<(), tokio_postgres::Error> {
     let (client, mut connection) = config.connect(NoTls).await?;
     let (heard, mut news) = tokio::sync::mpsc::unbounded_channel();
     let driver = async move {
@@ -67,6 +71,9 @@ async fn serve(worker: &Worker, config: &Config) -> std::result::Result<(), toki
     let talk = async {
         client.batch_execute(&format!("LISTEN {CHANNEL}")).await?;
         let me = client.query_one("SELECT pg_backend_pid()", &[]).await?.get::<_, i32>(0);
+        if std::mem::take(told) {
+            tracing::info!("wake-ups between processes are back");
+        }
         // What was told before is not heard.
         worker.waker().look();
         loop {

@@ -26,7 +26,7 @@ pub(super) use lease::{Process, Seen, lease, renew, seen, take_back};
 pub(super) use mend::{Cursor, depths, give_head, look_for_stuck, wake};
 pub(super) use outside::{
     ask_to_cancel, callback_data, cancel, cancel_children, cancel_requested, for_callback, keep_callback,
-    members, resume, retry, status, was_called_back,
+    members, resume, retry, secret, status, was_called_back,
 };
 
 /// Where a task stands.

@@ -42,6 +42,12 @@ pub(crate) fn for_callback(conn: &mut AnyConnection, id: &str) -> Result<Option<
     Ok(row.map(called))
 }
 
+/// What a task's callback tokens are made with.
+pub(crate) fn secret(conn: &mut AnyConnection, id: &str) -> Result<Option<String>> {
+    let sql = Sql::new("SELECT \"secret\" FROM \"tasks\" WHERE \"id\" = ").value(id);
+    Ok(db::load_one::<(String,)>(conn, sql)?.map(|(it,)| it))
+}
+
 /// Whether a callback with that token was accepted.
 pub(crate) fn was_called_back(conn: &mut AnyConnection, token: &str) -> Result<bool> {
     Ok(callback_data(conn, token)?.is_some())
