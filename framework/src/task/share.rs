@@ -132,14 +132,14 @@ impl Shares {
     /// looked through from its beginning next time.
     pub(super) fn note(&self, shares: &[Share], claimed: &[(&str, i64)]) {
         let mut state = self.state();
+        // An old one says nothing any more, and projects come and go.
+        state.floors.retain(|_, (_, at)| at.elapsed() < WHOLE);
         for share in shares {
             let of = claimed.iter().filter(|(queue, _)| *queue == share.queue);
             let (n, last) = of.fold((0_i64, 0_i64), |(n, last), (_, at)| (n + 1, last.max(*at)));
             if n < share.n {
                 state.floors.remove(&share.queue);
-            } else if let Some(floor) =
-                state.floors.get_mut(&share.queue).filter(|(_, at)| at.elapsed() < WHOLE)
-            {
+            } else if let Some(floor) = state.floors.get_mut(&share.queue) {
                 floor.0 = floor.0.max(last - MARGIN);
             } else {
                 state.floors.insert(share.queue.clone(), (last - MARGIN, Instant::now()));
