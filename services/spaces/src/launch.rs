@@ -27,6 +27,9 @@ pub(crate) async fn launch(ctx: &Ctx, space: &Space) -> Result<Launch> {
         cpu: spec.cpu.clone(),
         memory: spec.memory.clone(),
         storage: spec.storage.clone(),
+        user: space.user_id.clone(),
+        name: space.name.clone(),
+        container: None,
     })
 }
 

@@ -238,7 +238,12 @@ impl Inner {
 
     fn tell(&self, id: &str, instance: &str, phase: Phase) {
         // That nobody listens is no error: `list` tells the same later.
-        let _ = self.events.send(Observed { id: id.to_owned(), instance: instance.to_owned(), phase });
+        let _ = self.events.send(Observed {
+            id: id.to_owned(),
+            instance: instance.to_owned(),
+            phase,
+            detail: String::new(),
+        });
     }
 
     /// Watches a run from now on, unless it is watched already. Returns its phase.
@@ -252,7 +257,13 @@ impl Inner {
         if let Some(older) = known.get(&launch.id) {
             // Another Podyard started it again before this one saw the end,
             // and how it ended is written nowhere any more.
-            let exit = Exit { code: None, signal: None, at: disk::now(), last_lines: Vec::new() };
+            let exit = Exit {
+                code: None,
+                signal: None,
+                at: disk::now(),
+                last_lines: Vec::new(),
+                reason: String::new(),
+            };
             self.tell(&launch.id, &older.instance, Phase::Exited(exit));
         }
         let ready = ready_endpoint(&folder.run(), &launch.instance);
@@ -290,7 +301,11 @@ fn ready_endpoint(run: &Run, instance: &str) -> Option<Endpoint> {
 }
 
 fn endpoint(file: &InstanceFile) -> Endpoint {
-    Endpoint { addr: SocketAddr::from((Ipv4Addr::LOCALHOST, file.port)), secret: file.secret.clone() }
+    Endpoint {
+        addr: SocketAddr::from((Ipv4Addr::LOCALHOST, file.port)),
+        secret: file.secret.clone(),
+        through: None,
+    }
 }
 
 /// Follows one run from its start to its end.
@@ -464,7 +479,13 @@ fn state(run: &Run) -> io::Result<State> {
 
 /// How a run ended of which nobody can tell.
 fn unknown_exit(run: &Run) -> Exit {
-    Exit { code: None, signal: None, at: disk::now(), last_lines: run.last_lines(64 << 10) }
+    Exit {
+        code: None,
+        signal: None,
+        at: disk::now(),
+        last_lines: run.last_lines(64 << 10),
+        reason: String::new(),
+    }
 }
 
 /// Ends what a killed shim has left, and writes the exit in its place. Only
@@ -521,12 +542,13 @@ fn look(inner: &Arc<Inner>, id: &str) -> Result<Option<Observed>> {
         State::Nothing => Ok(None),
         State::Alive(launch) => {
             let phase = inner.watch(&launch, &folder);
-            Ok(Some(Observed { id: launch.id, instance: launch.instance, phase }))
+            Ok(Some(Observed { id: launch.id, instance: launch.instance, phase, detail: String::new() }))
         }
         State::Ended(launch, exit) => Ok(exit.map(|exit| Observed {
             id: launch.id,
             instance: launch.instance,
             phase: Phase::Exited(exit),
+            detail: String::new(),
         })),
     }
 }
@@ -571,7 +593,12 @@ fn explain(
         let marked = marked.get_or_insert_with(sweep::marked);
         let sweep = marked.contains_key(folder.data().to_string_lossy().as_ref());
         let exit = clean_up(&folder, &launch, sweep)?;
-        Ok(Some(Observed { id: launch.id, instance: launch.instance, phase: Phase::Exited(exit) }))
+        Ok(Some(Observed {
+            id: launch.id,
+            instance: launch.instance,
+            phase: Phase::Exited(exit),
+            detail: String::new(),
+        }))
     };
     tried().map_err(Error::io("what is left of the space cannot be ended"))
 }

@@ -100,7 +100,13 @@ fn supervise(run: &Run) -> io::Result<()> {
             (Some(127), None)
         }
     };
-    let exit = Exit { code, signal, at: disk::now(), last_lines: run.last_lines(log.written) };
+    let exit = Exit {
+        code,
+        signal,
+        at: disk::now(),
+        last_lines: run.last_lines(log.written),
+        reason: String::new(),
+    };
     run.write("exit", &ExitFile { instance: launch.instance, exit })
 }
 

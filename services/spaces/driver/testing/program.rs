@@ -71,6 +71,9 @@ fn drive(root: &str, id: &str) {
             cpu: String::new(),
             memory: String::new(),
             storage: String::new(),
+            user: String::new(),
+            name: String::new(),
+            container: None,
         };
         println!("{}", driver.start(&launch).await.unwrap().id);
         tokio::time::sleep(Duration::from_secs(60)).await;

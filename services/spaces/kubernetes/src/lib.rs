@@ -1,0 +1,1 @@
+//! Spaces on Kubernetes: a pod and a claim for each.

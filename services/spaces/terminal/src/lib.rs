@@ -1,0 +1,1 @@
+//! Terminals in spaces, over a websocket.
