@@ -197,9 +197,9 @@ impl SpaceRestart {
 
 /// What a change of size is told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct ResizeParams {
+pub struct ResizeParams {
     /// The size that it had.
-    pub(crate) from: String,
+    pub from: String,
 }
 
 /// Has a space's storage grow to what its size says.
@@ -235,10 +235,10 @@ impl SpaceResize {
 
 /// What a delete is told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct DeleteParams {
+pub struct DeleteParams {
     /// The driver that has the files. (Tasks from before there were several say none.)
     #[serde(default = "process")]
-    pub(crate) driver: String,
+    pub driver: String,
 }
 
 fn process() -> String {
