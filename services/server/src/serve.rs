@@ -311,6 +311,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
     // Requests end and stages end or hand back their lease, side by side.
     tokio::join!(handle.stop(true), workers.drain());
     let _ = serving.await;
+    process.spaces.close().await;
     tracing::info!("ended");
     Ok(())
 }
@@ -324,6 +325,7 @@ pub(crate) async fn work(args: ServeArgs) -> Result<(), String> {
     tracing::info!(database = args.data.database().redacted(), "works on tasks");
     asked_to_end().await?;
     workers.drain().await;
+    process.spaces.close().await;
     tracing::info!("ended");
     Ok(())
 }

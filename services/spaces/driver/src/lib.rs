@@ -125,6 +125,11 @@ pub trait Driver: Send + Sync + 'static {
     fn orphan_grace(&self) -> Duration {
         Duration::ZERO
     }
+
+    /// This process ends: it gives up what others wait for. What runs goes on.
+    fn close(&self) -> Pending<'_, ()> {
+        Box::pin(async {})
+    }
 }
 
 /// A terminal that is open. Dropping it ends the shell and all that it started.
