@@ -26,6 +26,42 @@ on_each_database!(
     a_start_goes_on_when_the_server_that_began_it_is_killed,
 );
 
+/// Runs the binary to its end.
+fn podyard(args: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = std::process::Command::new(crate::harness::podyard());
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|it| it.starts_with("PODYARD_") || it.starts_with("KUBE")) {
+            command.env_remove(name);
+        }
+    }
+    let output = command.args(args).stdin(std::process::Stdio::null()).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_definition_in_the_manifests_is_made_from_the_code() {
+    let (code, made, _) = podyard(&["crd"]);
+    assert_eq!(code, Some(0));
+    assert!(made.contains("spaces.podyard.dev"), "{made}");
+    for file in ["custom-resources/crd.yaml", "chart/crds/crd.yaml"] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../build/kubernetes").join(file);
+        let kept = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert!(kept == made, "{file} is another one: put there what `podyard crd` prints");
+    }
+}
+
+#[test]
+fn the_doctor_says_what_is_missing() {
+    let (code, said, error) = podyard(&["doctor", "kubernetes", "--kubernetes-kubeconfig", "/none/kubeconfig"]);
+    assert_eq!(code, Some(1), "{said}{error}");
+    assert!(said.contains("FAILED") && said.contains("/none/kubeconfig"), "{said}");
+    assert!(error.contains("1 of 1 checks failed"), "{error}");
+    let (code, _, error) = podyard(&["serve", "--driver", "process,docker"]);
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("docker") && error.contains("kubernetes"), "{error}");
+}
+
 fn container_template(admin: &Client, name: &str, container: Value) -> crate::harness::Answer {
     let fields = json!({"name": name, "kind_id": "ide", "driver": "kubernetes", "container": container});
     admin.post("/templates", &body("template", fields))

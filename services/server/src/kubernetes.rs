@@ -194,6 +194,7 @@ pub(crate) async fn controller(args: ControllerArgs) -> Result<(), String> {
 
 /// `podyard crd`.
 pub(crate) fn crd() -> Result<(), String> {
-    print!("{}", podyard_kubernetes::crd_yaml());
+    let text = serde_saphyr::to_string(&podyard_kubernetes::crd()).map_err(|e| e.to_string())?;
+    println!("# Made from the code by `podyard crd`.\n{}", text.trim_end());
     Ok(())
 }
