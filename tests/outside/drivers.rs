@@ -53,7 +53,8 @@ fn the_definition_in_the_manifests_is_made_from_the_code() {
 
 #[test]
 fn the_doctor_says_what_is_missing() {
-    let (code, said, error) = podyard(&["doctor", "kubernetes", "--kubernetes-kubeconfig", "/none/kubeconfig"]);
+    let (code, said, error) =
+        podyard(&["doctor", "kubernetes", "--kubernetes-kubeconfig", "/none/kubeconfig"]);
     assert_eq!(code, Some(1), "{said}{error}");
     assert!(said.contains("FAILED") && said.contains("/none/kubeconfig"), "{said}");
     assert!(error.contains("1 of 1 checks failed"), "{error}");
@@ -74,11 +75,16 @@ fn templates_say_what_runs_them(kind: Kind) {
     // Without a word the server's first driver.
     let id = admin.serving_template();
     let template = admin.get(&format!("/templates/{id}")).expect(200).of("template");
-    assert_eq!((&template["driver"], &template["container"]), (&json!("process"), &Value::Null), "{template}");
+    assert_eq!(
+        (&template["driver"], &template["container"]),
+        (&json!("process"), &Value::Null),
+        "{template}"
+    );
     let space = admin.create_space("x", &id).expect(201).of("space");
     assert_eq!(space["driver"], "process");
     // A container needs no command: its image has one. It can be told of where it cannot be run.
-    let container = json!({"image": "registry.example.org/ide:1", "port": 3000, "node_selector": {"disk": "fast"}});
+    let container =
+        json!({"image": "registry.example.org/ide:1", "port": 3000, "node_selector": {"disk": "fast"}});
     let made = container_template(&admin, "IDE", container.clone()).expect(201).of("template");
     assert_eq!((&made["container"], &made["available"]), (&container, &json!(false)), "{made}");
     assert!(key(&made, "unavailable_reason").contains("kubernetes"), "{made}");
@@ -121,7 +127,10 @@ fn bad_containers_are_refused_by_name_and_change_nothing(kind: Kind) {
         (json!({"image": "ide", "pull_policy": "always"}), "container.pull_policy"),
         (json!({"image": "ide", "run_as": 0}), "container.run_as"),
         (json!({"image": "ide", "mount": "work"}), "container.mount"),
-        (json!({"image": "ide", "tolerations": [{"key": "a", "operator": "In"}]}), "container.tolerations[0].operator"),
+        (
+            json!({"image": "ide", "tolerations": [{"key": "a", "operator": "In"}]}),
+            "container.tolerations[0].operator",
+        ),
         (json!({"image": "ide", "repository": {"url": "ext::sh -c x"}}), "container.repository.url"),
         (json!({"image": "ide", "patch": {"kind": "Secret"}}), "container.patch.kind"),
         (json!({"image": "ide", "privileged": true}), "container.privileged"),
@@ -207,8 +216,12 @@ fn repositories_are_for_containers(kind: Kind) {
     let path = format!("/spaces/{}", key(&space, "id"));
     let put = |fields: Value| admin.put(&path, &body("space", fields));
     assert_eq!(put(json!({"branch": "a..b"})).refused(400, "InputParameterError").blamed(), ["branch"]);
-    let changed = put(json!({"repository": "git@git.example.org:a/c.git", "branch": ""})).expect(200).of("space");
-    assert_eq!((&changed["repository"], &changed["branch"]), (&json!("git@git.example.org:a/c.git"), &json!("")));
+    let changed =
+        put(json!({"repository": "git@git.example.org:a/c.git", "branch": ""})).expect(200).of("space");
+    assert_eq!(
+        (&changed["repository"], &changed["branch"]),
+        (&json!("git@git.example.org:a/c.git"), &json!(""))
+    );
 }
 
 /// Asks for another size.

@@ -230,7 +230,9 @@ impl Observer {
             let reason = match &exit {
                 Some(exit) if !exit.reason.is_empty() => exit.reason.clone(),
                 Some(Exit { code: Some(code), .. }) => format!("its program ended with exit code {code}"),
-                Some(Exit { signal: Some(signal), .. }) => format!("its program was ended by signal {signal}"),
+                Some(Exit { signal: Some(signal), .. }) => {
+                    format!("its program was ended by signal {signal}")
+                }
                 _ => "its program was gone".to_owned(),
             };
             tx.set_status(&mut space, STOPPED, &reason)?;
@@ -293,7 +295,8 @@ impl Observer {
         let key = seen.id.clone();
         let found = self.ctx.read(Cost::Bounded, move |tx| Space::select().eq("id", key.clone()).one(tx));
         let row = found.await?.value;
-        let claimed = row.as_ref().is_some_and(|it| [STARTING, RUNNING, STOPPING].contains(&it.status.as_str()));
+        let claimed =
+            row.as_ref().is_some_and(|it| [STARTING, RUNNING, STOPPING].contains(&it.status.as_str()));
         if claimed || active(&self.ctx, &seen.id).await? {
             self.orphans.remove(&seen.id);
             return Ok(());
