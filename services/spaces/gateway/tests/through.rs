@@ -93,17 +93,15 @@ async fn what_the_proxy_wrote_into_answers_is_taken_out() {
     open(&server, "s3", canned(answer).await);
     assert_eq!(server.get("/ws/s3/", "").await.text(), page);
 
-    for (location, want) in [
-        (format!("{PREFIX}/login?to=/x"), "/ws/s4/login?to=/x"),
-        (format!("https://api.example:6443{PREFIX}/x"), "/ws/s4/x"),
-        ("https://elsewhere.example/x".to_owned(), "https://elsewhere.example/x"),
+    for (sid, location, want) in [
+        ("s4", format!("{PREFIX}/login?to=/x"), "/ws/s4/login?to=/x"),
+        ("s5", format!("https://api.example:6443{PREFIX}/x"), "/ws/s5/x"),
+        ("s6", "https://elsewhere.example/x".to_owned(), "https://elsewhere.example/x"),
     ] {
-        open(
-            &server,
-            "s4",
-            canned(format!("HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n")).await,
-        );
-        assert_eq!(server.get("/ws/s4/", "").await.header("location"), Some(want), "{location}");
+        let answer = format!("HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+        open(&server, sid, canned(answer).await);
+        let reply = server.get(&format!("/ws/{sid}/"), "").await;
+        assert_eq!(reply.header("location"), Some(want), "{location}");
     }
 }
 
@@ -124,21 +122,22 @@ async fn an_api_server_that_does_not_reach_the_program_is_a_bad_gateway() {
         assert!(!reply.text().contains("10.1.2.3"), "{}", reply.text());
     }
     // The program's own errors pass, whole.
-    for body in
-        [r#"{"kind":"Status","code":7}"#.to_owned(), format!("{{\"error\":\"{}\"}}", "x".repeat(100_000))]
-    {
+    for (sid, body) in [
+        ("s4", r#"{"kind":"Status","code":7}"#.to_owned()),
+        ("s5", format!("{{\"error\":\"{}\"}}", "x".repeat(100_000))),
+    ] {
         let answer = format!(
             "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
-        open(&server, "s4", canned(answer).await);
-        let reply = server.get("/ws/s4/", "").await;
+        open(&server, sid, canned(answer).await);
+        let reply = server.get(&format!("/ws/{sid}/"), "").await;
         assert_eq!((reply.status, reply.text() == body), (503, true));
     }
     // Nobody there at all.
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    open(&server, "s5", gone);
-    assert_eq!(server.get("/ws/s5/", "").await.status, 502);
+    open(&server, "s6", gone);
+    assert_eq!(server.get("/ws/s6/", "").await.status, 502);
 }
 
 #[actix_web::test]
