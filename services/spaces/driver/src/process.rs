@@ -8,12 +8,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rustix::process::{Pid, Signal};
 use tokio::runtime::Handle;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::AbortHandle;
 
 use crate::disk::{self, ExitFile, Folder, InstanceFile, LaunchFile, Run};
+use crate::follow::follow;
 use crate::sweep::{self, Found};
 use crate::{Driver, Endpoint, Error, Exit, Instance, Launch, Observed, Pending, Phase, Result, probe};
 
@@ -215,6 +217,19 @@ impl Driver for ProcessDriver {
             let tail = inner.folder(&id)?.run().log_tail(tail_bytes as u64).map_err(Error::io("the log"))?;
             Ok(String::from_utf8_lossy(&tail).into_owned())
         }))
+    }
+
+    fn follow_log<'a>(&'a self, id: &'a str, tail: usize) -> Pending<'a, Result<mpsc::Receiver<Bytes>>> {
+        let (inner, id) = (self.inner.clone(), id.to_owned());
+        Box::pin(async move {
+            let (run, instance) = blocking(move || {
+                let run = inner.folder(&id)?.run();
+                let launch = run.launch().map_err(Error::io("the log"))?;
+                Ok((run, launch.map(|it| it.instance)))
+            })
+            .await?;
+            Ok(follow(run, instance, tail))
+        })
     }
 }
 
