@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     fn answer(code: u16, kind: &str, message: &str) -> Error {
-        let details = StatusDetails { kind: kind.into(), ..StatusDetails::default() };
+        let details: StatusDetails = serde_json::from_value(serde_json::json!({ "kind": kind })).unwrap();
         let status = Status { code, message: message.into(), details: Some(details), ..Status::default() };
         told("it cannot be done", kube::Error::Api(status.boxed()))
     }

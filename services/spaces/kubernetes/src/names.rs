@@ -43,7 +43,7 @@ pub(crate) fn object_name(launch: &Launch) -> String {
 
 /// `text` as a piece of a name: as it is if it may stand there, a UUID without
 /// its dashes, anything else cut and told apart by a digest of the whole.
-fn part(text: &str, most: usize) -> String {
+pub(crate) fn part(text: &str, most: usize) -> String {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     if !text.is_empty() && text.len() <= most && text.chars().all(plain) {
         return text.to_owned();

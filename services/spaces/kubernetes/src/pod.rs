@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use podyard_driver::{Container, Error, Launch, Repository, Result};
 use serde_json::{Value, json};
 
+use crate::claim::{Kept, name_of};
 use crate::guard::{self, FILES, MAIN};
 use crate::{Options, names, patch, quantity};
 
@@ -64,6 +65,7 @@ pub(crate) fn pod(
     launch: &Launch,
     options: &Options,
     run: &Run,
+    kept: Option<&Kept>,
     owner: Option<&OwnerReference>,
 ) -> Result<Value> {
     let container = check(launch)?;
@@ -90,7 +92,7 @@ pub(crate) fn pod(
         "terminationGracePeriodSeconds": options.grace.as_secs().max(1),
         "securityContext": context,
         "containers": [main(launch, container, run, &words)],
-        "volumes": [{ "name": FILES, "persistentVolumeClaim": { "claimName": name } }],
+        "volumes": [{ "name": FILES, "persistentVolumeClaim": { "claimName": name_of(launch, kept) } }],
     });
     if let Some(repository) = &container.repository {
         spec["initContainers"] = json!([clone(repository, options, group, words.dir, &main_limits(launch))]);

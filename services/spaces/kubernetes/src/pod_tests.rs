@@ -24,7 +24,7 @@ fn run() -> Run {
 }
 
 fn made(launch: &Launch) -> Value {
-    pod(launch, &Options::default(), &run(), None).unwrap()
+    pod(launch, &Options::default(), &run(), None, None).unwrap()
 }
 
 fn with(change: impl FnOnce(&mut Container)) -> Launch {
@@ -108,6 +108,17 @@ fn the_whole_pod() {
 }
 
 #[test]
+fn files_stay_with_a_space_that_is_given_away() {
+    let kept = Kept { name: "ws-bob-0123456789abcdef01234567".into(), ..Kept::default() };
+    let pod = pod(&launch(), &Options::default(), &run(), Some(&kept), None).unwrap();
+    assert_eq!(pod["metadata"]["name"], "ws-ann-0123456789abcdef01234567");
+    assert_eq!(
+        pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"],
+        "ws-bob-0123456789abcdef01234567"
+    );
+}
+
+#[test]
 fn all_that_a_template_may_say() {
     let mut launch = with(|it| {
         it.pull_policy = "Always".into();
@@ -128,7 +139,7 @@ fn all_that_a_template_may_say() {
         ..Options::default()
     };
     let owner = OwnerReference { kind: "Space".into(), name: "s".into(), uid: "u".into(), ..Default::default() };
-    let pod = pod(&launch, &options, &run(), Some(&owner)).unwrap();
+    let pod = pod(&launch, &options, &run(), None, Some(&owner)).unwrap();
     assert_eq!(
         pod["metadata"]["ownerReferences"],
         json!([{ "apiVersion": "", "kind": "Space", "name": "s", "uid": "u" }])
@@ -271,7 +282,7 @@ fn what_a_patch_may_not_do() {
     ];
     let refused = |patch: &Value, options: &Options| {
         let launch = with(|it| it.patch = Some(patch.clone()));
-        pod(&launch, options, &run(), None).map_err(|error| error.to_string())
+        pod(&launch, options, &run(), None, None).map_err(|error| error.to_string())
     };
     let free = Options { unsafe_patches: true, ..Options::default() };
     for (patch, text) in &own {
@@ -288,7 +299,7 @@ fn what_a_patch_may_not_do() {
 
 #[test]
 fn what_no_pod_is_made_of() {
-    let refused = |launch: &Launch| pod(launch, &Options::default(), &run(), None).unwrap_err().to_string();
+    let refused = |launch: &Launch| pod(launch, &Options::default(), &run(), None, None).unwrap_err().to_string();
     let cases: Vec<(Launch, &str)> = vec![
         (Launch { container: None, ..launch() }, "needs an image"),
         (with(|it| it.image = " ".into()), "no image"),
@@ -315,7 +326,7 @@ fn what_no_pod_is_made_of() {
         assert!(refused(&repository(url, "")).contains("repository"), "{url}");
     }
     for url in ["https://example.org/a.git", "ssh://git@example.org/a", "git@example.org:a/b.git", "git://h/x"] {
-        assert!(pod(&repository(url, "b/c-1"), &Options::default(), &run(), None).is_ok(), "{url}");
+        assert!(pod(&repository(url, "b/c-1"), &Options::default(), &run(), None, None).is_ok(), "{url}");
     }
     for branch in ["-x", "--help", "a b", "a\nb"] {
         assert!(refused(&repository("https://example.org/a", branch)).contains("branch"), "{branch}");
