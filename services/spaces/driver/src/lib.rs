@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+pub use disk::last_lines;
 pub use process::{Options, ProcessDriver};
 pub use shim::shim_main;
 
