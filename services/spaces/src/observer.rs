@@ -221,7 +221,13 @@ impl Observer {
     /// A program is gone: its row says so, if it still said that it ran and no
     /// task is on it.
     async fn died(&self, id: &str, exit: Option<&Exit>) -> Result<()> {
-        let (key, exit) = (id.to_owned(), exit.cloned());
+        // What was seen may be old by now, or be of the run before this one.
+        let exit = match self.driver.look(id).await.map_err(podyard::Error::internal)?.map(|it| it.phase) {
+            Some(Phase::Starting | Phase::Ready { .. }) => return Ok(()),
+            Some(Phase::Exited(exit)) => Some(exit),
+            None => exit.cloned(),
+        };
+        let key = id.to_owned();
         let done = self.ctx.write(None, move |tx| {
             let found = Space::select().eq("id", key.clone()).for_update().one(tx)?;
             let Some(mut space) = found.filter(|space| space.status == RUNNING) else { return Ok(()) };

@@ -41,8 +41,7 @@ async fn end<P>(t: &TaskCtx<Space, P>, driver: &str, grace: Duration) -> Result<
 /// What its driver sees of the space.
 async fn seen(t: &TaskCtx<Space, Nothing>) -> Result<Option<Observed>> {
     let spaces = t.ctx().service::<Spaces>()?;
-    let all = spaces.driver(&t.object().driver)?.list().await.map_err(driver_error)?;
-    Ok(all.into_iter().find(|it| it.id == t.object().id))
+    spaces.driver(&t.object().driver)?.look(&t.object().id).await.map_err(driver_error)
 }
 
 /// The space runs: its row will say so.
