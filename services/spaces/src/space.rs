@@ -215,7 +215,7 @@ impl Manager for Space {
     const FORCE: bool = true;
 
     // What the observer finds.
-    const EVENTS: &'static [&'static str] = &["died", "stopped"];
+    const EVENTS: &'static [&'static str] = &["died", "stopped", "waits"];
 
     fn validate_create_data(tx: &mut Tx<'_>, input: &mut SpaceCreate) -> Result<()> {
         let templates = tx.cached::<Template>()?;
