@@ -148,7 +148,12 @@ impl Cache {
 
     fn exited(&self, space: &str, instance: &str, exit: Exit) {
         let detail = exit.reason.clone();
-        self.tell(Observed { id: space.to_owned(), instance: instance.to_owned(), phase: Phase::Exited(exit), detail });
+        self.tell(Observed {
+            id: space.to_owned(),
+            instance: instance.to_owned(),
+            phase: Phase::Exited(exit),
+            detail,
+        });
     }
 
     /// A pod was seen: by the watch, or `fresh` from an answer of its own.
@@ -284,9 +289,10 @@ impl Cache {
             let mut known = self.known();
             known.synced.0 = true;
             known.trouble = None;
-            let missing = known.pods.iter().filter(|(space, entry)| {
-                !seen.contains(*space) && entry.fresh.is_none_or(|at| at < began)
-            });
+            let missing = known
+                .pods
+                .iter()
+                .filter(|(space, entry)| !seen.contains(*space) && entry.fresh.is_none_or(|at| at < began));
             missing.map(|(space, entry)| (space.clone(), entry.seen.uid.clone())).collect()
         };
         for (space, uid) in gone {

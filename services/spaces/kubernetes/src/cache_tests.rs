@@ -31,7 +31,8 @@ struct Watched {
 impl Watched {
     fn new() -> Self {
         let (to, finished) = mpsc::unbounded_channel();
-        let ways = Box::new(|seen: &Seen, addr| Endpoint { addr, secret: seen.secret.to_string(), through: None });
+        let ways =
+            Box::new(|seen: &Seen, addr| Endpoint { addr, secret: seen.secret.to_string(), through: None });
         let cache = Cache::new(to, ways, false);
         let told = cache.observe();
         Self { cache, told, finished }
@@ -156,10 +157,7 @@ fn events_say_more_while_it_starts() {
     it.cache.put("s", seen("1", 2, Stage::Starting), false);
     assert_eq!(it.cache.why("s"), "no volume");
     it.cache.put("s", seen("1", 3, Stage::Ready), false);
-    assert_eq!(
-        it.told(),
-        ["s run-1 starting", "s run-1 starting no volume", "s run-1 ready 10.0.0.1:8080"]
-    );
+    assert_eq!(it.told(), ["s run-1 starting", "s run-1 starting no volume", "s run-1 ready 10.0.0.1:8080"]);
 }
 
 #[test]

@@ -226,7 +226,12 @@ async fn running(inner: &Inner, space: &str) -> Result<Option<Seen>> {
 
 /// Deletes a pod and waits until it is gone. A pod that runs gets a second at
 /// least: with less the cluster forgets it while its program still runs.
-pub(crate) async fn end(inner: &Arc<Inner>, space: &str, seen: &Seen, grace: Duration) -> Result<Option<Exit>> {
+pub(crate) async fn end(
+    inner: &Arc<Inner>,
+    space: &str,
+    seen: &Seen,
+    grace: Duration,
+) -> Result<Option<Exit>> {
     inner.cache.stopping(space, &seen.uid);
     if !seen.is_over() && seen.stage == crate::why::Stage::Starting {
         // It never got ready: why, and what it said, goes with the pod.
@@ -253,7 +258,8 @@ pub(crate) async fn end(inner: &Arc<Inner>, space: &str, seen: &Seen, grace: Dur
     }
     let deadline = Instant::now() + Duration::from_secs(seconds) + GOING;
     let mut changes = inner.cache.changes();
-    let mut next = Instant::now() + Duration::from_millis(200).max(if seconds == 0 { Duration::ZERO } else { LOOK });
+    let mut next =
+        Instant::now() + Duration::from_millis(200).max(if seconds == 0 { Duration::ZERO } else { LOOK });
     while inner.cache.pod(space).is_some_and(|it| it.uid == seen.uid) {
         let now = Instant::now();
         if now >= deadline {
@@ -317,7 +323,9 @@ pub(crate) async fn delete(inner: &Arc<Inner>, space: &str) -> Result<()> {
             .is_some_and(|it| it.metadata.uid.as_deref() == Some(&kept.uid))
         {
             if Instant::now() >= deadline {
-                return Err(Error::Stuck("the claim of the space's files does not go: something uses it".to_owned()));
+                return Err(Error::Stuck(
+                    "the claim of the space's files does not go: something uses it".to_owned(),
+                ));
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(2));

@@ -78,7 +78,8 @@ struct Context {
 async fn lead(inner: &Arc<Inner>) {
     let context = Arc::new(Context { inner: inner.clone(), names: Mutex::default() });
     let selected = watcher::Config::default().labels(&names::selector(&inner.options)).timeout(60);
-    let (observed, known, namespace) = (inner.cache.observe(), context.clone(), inner.cluster.namespace.clone());
+    let (observed, known, namespace) =
+        (inner.cache.observe(), context.clone(), inner.cluster.namespace.clone());
     // What happens to a pod is a reason to look at its resource.
     let pods = stream::unfold(observed, |mut observed| async move {
         loop {
@@ -207,7 +208,8 @@ async fn write(inner: &Inner, space: &Space, mut status: SpaceStatus) -> Result<
         status: is.to_owned(),
         reason: status.phase.clone(),
         message: status.message.clone(),
-        last_transition_time: last.map_or_else(|| Time(Timestamp::now()), |it| it.last_transition_time.clone()),
+        last_transition_time: last
+            .map_or_else(|| Time(Timestamp::now()), |it| it.last_transition_time.clone()),
         observed_generation: Some(status.observed_generation),
     }];
     if before == Some(&status) {

@@ -123,7 +123,13 @@ type Right = (&'static str, &'static str, &'static str, &'static [&'static str],
 /// The rights that the driver uses, which are those of its Role.
 const RIGHTS: &[Right] = &[
     ("", "pods", "", &["get", "list", "watch", "create", "patch", "delete"], Level::Failure),
-    ("", "persistentvolumeclaims", "", &["get", "list", "watch", "create", "patch", "delete"], Level::Failure),
+    (
+        "",
+        "persistentvolumeclaims",
+        "",
+        &["get", "list", "watch", "create", "patch", "delete"],
+        Level::Failure,
+    ),
     ("coordination.k8s.io", "leases", "", &["get", "create", "update"], Level::Failure),
     ("", "pods", "log", &["get"], Level::Warning),
     ("", "events", "", &["list"], Level::Warning),
@@ -145,7 +151,8 @@ async fn rights(cluster: &Cluster, options: &Options) -> Vec<Check> {
     }
     let mut checks = Vec::new();
     for (group, resource, subresource, verbs, level) in all {
-        let what = [resource, subresource].into_iter().filter(|it| !it.is_empty()).collect::<Vec<_>>().join("/");
+        let what =
+            [resource, subresource].into_iter().filter(|it| !it.is_empty()).collect::<Vec<_>>().join("/");
         let mut lacking = Vec::new();
         for verb in verbs {
             let attributes = ResourceAttributes {
@@ -205,7 +212,9 @@ fn chosen_class(classes: &[StorageClass], wanted: &str) -> Check {
     let names: Vec<String> = classes.iter().map(name).collect();
     let is_default = |it: &&StorageClass| {
         let annotations = it.metadata.annotations.as_ref();
-        annotations.and_then(|it| it.get("storageclass.kubernetes.io/is-default-class")).is_some_and(|it| it == "true")
+        annotations
+            .and_then(|it| it.get("storageclass.kubernetes.io/is-default-class"))
+            .is_some_and(|it| it == "true")
     };
     let found = if wanted.is_empty() {
         classes.iter().find(is_default)
@@ -213,7 +222,11 @@ fn chosen_class(classes: &[StorageClass], wanted: &str) -> Check {
         classes.iter().find(|it| name(it) == wanted)
     };
     let Some(class) = found else {
-        let there = if names.is_empty() { "there is none".to_owned() } else { format!("there are {}", names.join(", ")) };
+        let there = if names.is_empty() {
+            "there is none".to_owned()
+        } else {
+            format!("there are {}", names.join(", "))
+        };
         return if wanted.is_empty() {
             let advice = "Name one of them in Podyard's configuration, or mark one as the default.";
             check(NAME, Level::Failure, format!("the cluster has no default storage class; {there}"), advice)
@@ -238,7 +251,12 @@ async fn definition(cluster: &Cluster) -> Check {
         Ok(Err(error)) => {
             let text = status(&error).map_or_else(|| error.to_string(), |it| it.message.clone());
             let advice = "Apply the CustomResourceDefinition of Podyard's manifests.";
-            check("definition", Level::Failure, format!("the custom resource Space is not there: {text}"), advice)
+            check(
+                "definition",
+                Level::Failure,
+                format!("the custom resource Space is not there: {text}"),
+                advice,
+            )
         }
         Err(error) => check("definition", Level::Failure, error.to_string(), "Try again."),
     }
@@ -284,9 +302,12 @@ async fn trial(options: &Options) -> Check {
             let text = format!("a pod with files ran, but cannot be removed: {error}");
             check(NAME, Level::Failure, text, "Remove what has the label podyard.dev/user=doctor.")
         }
-        (Err(why), _) => {
-            check(NAME, Level::Failure, format!("a pod with files does not run: {why}"), "Mend what it says and try again.")
-        }
+        (Err(why), _) => check(
+            NAME,
+            Level::Failure,
+            format!("a pod with files does not run: {why}"),
+            "Mend what it says and try again.",
+        ),
     }
 }
 

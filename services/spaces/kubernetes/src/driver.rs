@@ -165,7 +165,10 @@ impl Inner {
 
 /// The cluster has not been seen yet. It passes, or somebody is told.
 fn away(why: &str) -> Error {
-    Error::Io { what: "the cluster cannot be reached".to_owned(), source: std::io::Error::other(why.to_owned()) }
+    Error::Io {
+        what: "the cluster cannot be reached".to_owned(),
+        source: std::io::Error::other(why.to_owned()),
+    }
 }
 
 impl Driver for KubernetesDriver {

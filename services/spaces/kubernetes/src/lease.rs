@@ -136,7 +136,12 @@ impl Election {
 }
 
 /// Holds the lease whenever it is to be had, until it is dropped.
-pub(crate) async fn hold(cluster: Cluster, options: Arc<Options>, role: Role, leads: Arc<watch::Sender<bool>>) {
+pub(crate) async fn hold(
+    cluster: Cluster,
+    options: Arc<Options>,
+    role: Role,
+    leads: Arc<watch::Sender<bool>>,
+) {
     let mut election = Election::new(&cluster, &options, role);
     let period = election.length / 3;
     let mut renewed = Instant::now();
@@ -157,7 +162,10 @@ pub(crate) async fn hold(cluster: Cluster, options: Arc<Options>, role: Role, le
             failed => {
                 // Two thirds of its length: no other has taken it before then.
                 if began.duration_since(renewed) >= period && leads.send_replace(false) {
-                    tracing::warn!(identity = election.me, "the lease cannot be renewed: the lead is given up");
+                    tracing::warn!(
+                        identity = election.me,
+                        "the lease cannot be renewed: the lead is given up"
+                    );
                 }
                 if std::mem::take(&mut quiet) {
                     let why = failed.map_or_else(

@@ -25,11 +25,8 @@ const LINE: usize = 16;
 pub(crate) async fn tail(pods: &Api<Pod>, seen: &Seen, bytes: usize) -> Result<Vec<u8>> {
     let Some(container) = &seen.speaker else { return Ok(Vec::new()) };
     let lines = i64::try_from(bytes / LINE).unwrap_or(i64::MAX).max(1);
-    let wanted = LogParams {
-        container: Some(container.to_string()),
-        tail_lines: Some(lines),
-        ..LogParams::default()
-    };
+    let wanted =
+        LogParams { container: Some(container.to_string()), tail_lines: Some(lines), ..LogParams::default() };
     let read = async {
         let mut stream = std::pin::pin!(open(pods, &seen.name, &wanted).await?);
         let mut tail = Vec::new();
@@ -52,7 +49,9 @@ pub(crate) async fn tail(pods: &Api<Pod>, seen: &Seen, bytes: usize) -> Result<V
         Ok(tail)
     };
     let limit = std::time::Duration::from_secs(30);
-    tokio::time::timeout(limit, read).await.unwrap_or_else(|_| Err(broken(std::io::ErrorKind::TimedOut.into())))
+    tokio::time::timeout(limit, read)
+        .await
+        .unwrap_or_else(|_| Err(broken(std::io::ErrorKind::TimedOut.into())))
 }
 
 /// Opens a log; none if there is none yet, or no more.
@@ -89,7 +88,13 @@ pub(crate) async fn follow(inner: &Arc<Inner>, space: &str, lines: usize) -> Res
 
 /// Passes on the log of each container that speaks, the one before the program
 /// and then the program.
-async fn pass_on(inner: &Inner, space: &str, uid: &str, lines: usize, to: &mpsc::Sender<Bytes>) -> Result<()> {
+async fn pass_on(
+    inner: &Inner,
+    space: &str,
+    uid: &str,
+    lines: usize,
+    to: &mpsc::Sender<Bytes>,
+) -> Result<()> {
     let mut heard: Option<Box<str>> = None;
     let mut changes = inner.cache.changes();
     loop {

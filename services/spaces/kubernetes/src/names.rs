@@ -52,7 +52,8 @@ pub(crate) fn part(text: &str, most: usize) -> String {
     if is_uuid(text) && bare.len() <= most {
         return bare;
     }
-    let kept = text.to_ascii_lowercase().chars().filter(|c| plain(*c)).take(most - DIGEST).collect::<String>();
+    let kept =
+        text.to_ascii_lowercase().chars().filter(|c| plain(*c)).take(most - DIGEST).collect::<String>();
     kept + &digest(text)[..DIGEST]
 }
 
@@ -145,7 +146,20 @@ mod tests {
             format!("ws-0192f0c47a8e700080000123456789ab-{sid}")
         );
         assert_eq!(named("Ann", sid), format!("ws-ann{}-{sid}", &digest("Ann")[..DIGEST]));
-        let hard = ["", "-", "Ann", "ann.", "ANN", "Ä", "日本", "a_b", "a-b", "a/b", &"x".repeat(64), &"x".repeat(65)];
+        let hard = [
+            "",
+            "-",
+            "Ann",
+            "ann.",
+            "ANN",
+            "Ä",
+            "日本",
+            "a_b",
+            "a-b",
+            "a/b",
+            &"x".repeat(64),
+            &"x".repeat(65),
+        ];
         let names: std::collections::BTreeSet<String> = hard.iter().map(|it| named(it, sid)).collect();
         assert_eq!(names.len(), hard.len());
         for name in names.iter().chain([&named("ann", "S-1"), &named("ann", &"y".repeat(90))]) {

@@ -299,9 +299,9 @@ pub(crate) fn check(launch: &Launch) -> Result<&Container> {
 fn check_repository(repository: &Repository) -> Result<()> {
     let odd = |text: &str| text.starts_with('-') || text.chars().any(|c| c.is_control() || c.is_whitespace());
     let url = &repository.url;
-    let known = ["https://", "http://", "ssh://", "git://"].iter().any(|it| {
-        url.strip_prefix(it).is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['/', '-']))
-    });
+    let known = ["https://", "http://", "ssh://", "git://"]
+        .iter()
+        .any(|it| url.strip_prefix(it).is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['/', '-'])));
     // user@host:path, as git and ssh write it.
     let short = url.split_once(':').is_some_and(|(host, path)| {
         host.contains('@') && !host.contains('/') && !path.is_empty() && !path.starts_with([':', '-'])

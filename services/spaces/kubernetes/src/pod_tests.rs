@@ -125,10 +125,12 @@ fn all_that_a_template_may_say() {
         it.pull_secrets = vec!["login".into(), "both".into()];
         it.probe_path = "{base}healthz".into();
         it.mount = "/home/coder".into();
-        it.node_selector = [("disk".to_owned(), "ssd".to_owned()), ("zone".to_owned(), "a".to_owned())].into();
+        it.node_selector =
+            [("disk".to_owned(), "ssd".to_owned()), ("zone".to_owned(), "a".to_owned())].into();
         it.tolerations = vec![json!({ "key": "ide", "operator": "Exists" })];
         it.run_as = Some(1234);
-        it.repository = Some(Repository { url: "https://example.org/$(HOME).git".into(), branch: "main".into() });
+        it.repository =
+            Some(Repository { url: "https://example.org/$(HOME).git".into(), branch: "main".into() });
     });
     launch.command.clear();
     launch.env = vec![("HOME".into(), "/a".into()), ("A".into(), "1".into()), ("A".into(), "2".into())];
@@ -138,7 +140,8 @@ fn all_that_a_template_may_say() {
         git_image: "example.org/git:1".into(),
         ..Options::default()
     };
-    let owner = OwnerReference { kind: "Space".into(), name: "s".into(), uid: "u".into(), ..Default::default() };
+    let owner =
+        OwnerReference { kind: "Space".into(), name: "s".into(), uid: "u".into(), ..Default::default() };
     let pod = pod(&launch, &options, &run(), None, Some(&owner)).unwrap();
     assert_eq!(
         pod["metadata"]["ownerReferences"],
@@ -218,7 +221,8 @@ fn a_patch_is_laid_over_the_pod() {
 
 #[test]
 fn what_a_patch_may_not_do() {
-    let main = |patch: Value| json!({ "spec": { "containers": [{ "name": "main" , "securityContext": patch }] } });
+    let main =
+        |patch: Value| json!({ "spec": { "containers": [{ "name": "main" , "securityContext": patch }] } });
     let own = [
         (json!({ "kind": "Job" }), "kind cannot"),
         (json!({ "metadata": { "name": "x" } }), "metadata.name cannot"),
@@ -229,7 +233,10 @@ fn what_a_patch_may_not_do() {
         (json!({ "metadata": { "ownerReferences": [] } }), "metadata.ownerReferences"),
         (json!({ "status": {} }), "status cannot"),
         (json!({ "spec": { "$patch": "delete" } }), "spec.volumes"),
-        (json!({ "spec": { "containers": [{ "name": "main", "$patch": "delete" }] } }), "\"main\" cannot be removed"),
+        (
+            json!({ "spec": { "containers": [{ "name": "main", "$patch": "delete" }] } }),
+            "\"main\" cannot be removed",
+        ),
         (
             json!({ "spec": { "volumes": [{ "name": "files", "persistentVolumeClaim": { "claimName": "x" } }] } }),
             "spec.volumes",
@@ -299,7 +306,8 @@ fn what_a_patch_may_not_do() {
 
 #[test]
 fn what_no_pod_is_made_of() {
-    let refused = |launch: &Launch| pod(launch, &Options::default(), &run(), None, None).unwrap_err().to_string();
+    let refused =
+        |launch: &Launch| pod(launch, &Options::default(), &run(), None, None).unwrap_err().to_string();
     let cases: Vec<(Launch, &str)> = vec![
         (Launch { container: None, ..launch() }, "needs an image"),
         (with(|it| it.image = " ".into()), "no image"),
@@ -322,10 +330,14 @@ fn what_no_pod_is_made_of() {
     let repository = |url: &str, branch: &str| {
         with(|it| it.repository = Some(Repository { url: url.into(), branch: branch.into() }))
     };
-    for url in ["", "-u", "--upload-pack=x", "ext::sh -c x", "file:///etc", "/etc", "https://", "https://-x", "a b"] {
+    for url in
+        ["", "-u", "--upload-pack=x", "ext::sh -c x", "file:///etc", "/etc", "https://", "https://-x", "a b"]
+    {
         assert!(refused(&repository(url, "")).contains("repository"), "{url}");
     }
-    for url in ["https://example.org/a.git", "ssh://git@example.org/a", "git@example.org:a/b.git", "git://h/x"] {
+    for url in
+        ["https://example.org/a.git", "ssh://git@example.org/a", "git@example.org:a/b.git", "git://h/x"]
+    {
         assert!(pod(&repository(url, "b/c-1"), &Options::default(), &run(), None, None).is_ok(), "{url}");
     }
     for branch in ["-x", "--help", "a b", "a\nb"] {

@@ -265,12 +265,17 @@ mod tests {
         let version = &crd["spec"]["versions"][0];
         assert_eq!(version["name"], "v1alpha1");
         assert_eq!(version["subresources"]["status"], serde_json::json!({}));
-        let columns: Vec<&str> =
-            version["additionalPrinterColumns"].as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap()).collect();
+        let columns: Vec<&str> = version["additionalPrinterColumns"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| it["name"].as_str().unwrap())
+            .collect();
         assert_eq!(columns, ["Name", "User", "Running", "Phase", "Message", "Node", "Age"]);
         let schema = &version["schema"]["openAPIV3Schema"];
         let spec = &schema["properties"]["spec"];
-        let mut required: Vec<&str> = spec["required"].as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect();
+        let mut required: Vec<&str> =
+            spec["required"].as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect();
         required.sort_unstable();
         assert_eq!(required, ["basePath", "cpu", "id", "image", "memory", "port", "sid", "storage", "user"]);
         assert_eq!(spec["properties"]["patch"]["x-kubernetes-preserve-unknown-fields"], true);

@@ -112,7 +112,9 @@ impl ApiServer {
             // It makes the connection better, not right.
             let _ = stream.set_nodelay(true);
             Ok(match &self.tls {
-                Some((connector, name)) => Box::new(connector.connect(name.clone(), stream).await?) as Box<dyn Stream>,
+                Some((connector, name)) => {
+                    Box::new(connector.connect(name.clone(), stream).await?) as Box<dyn Stream>
+                }
                 None => Box::new(stream),
             })
         };
