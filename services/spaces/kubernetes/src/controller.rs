@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::api::{Patch, PatchParams};
+use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
@@ -23,7 +23,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use crate::custom::api;
 use crate::driver::{Inner, Role};
-use crate::error::ask;
+use crate::error::told;
 use crate::pod::Run;
 use crate::seen::Seen;
 use crate::space::{Space, SpaceStatus};
@@ -95,7 +95,8 @@ async fn lead(inner: &Arc<Inner>) {
         let name = known.names.lock().unwrap_or_else(PoisonError::into_inner).get(&space).cloned();
         std::future::ready(name.map(|it| ObjectRef::new(&it).within(&namespace)))
     });
-    Controller::new(api(inner), selected)
+    let watched: Api<Space> = Api::namespaced(inner.cluster.watching.clone(), &inner.cluster.namespace);
+    Controller::new(watched, selected)
         .with_config(controller::Config::default().concurrency(AT_ONCE))
         .reconcile_on(pods)
         .run(reconcile, |_, _, _| Action::requeue(AGAIN), context)
@@ -111,13 +112,19 @@ async fn lead(inner: &Arc<Inner>) {
 async fn reconcile(space: Arc<Space>, context: Arc<Context>) -> Result<Action> {
     let (inner, spec) = (&context.inner, &space.spec);
     let name = space.name_any();
-    let mut names = context.names.lock().unwrap_or_else(PoisonError::into_inner);
-    if space.meta().deletion_timestamp.is_some() {
-        names.remove(&spec.id);
+    let going = space.meta().deletion_timestamp.is_some();
+    {
+        let mut names = context.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if going {
+            names.remove(&spec.id);
+        } else {
+            names.insert(spec.id.clone(), name);
+        }
+    }
+    // Its pod and claim go with it.
+    if going {
         return Ok(Action::await_change());
     }
-    names.insert(spec.id.clone(), name);
-    drop(names);
     inner.synced().await?;
     let done = act(inner, &space).await;
     let status = match &done {
@@ -144,9 +151,9 @@ async fn act(inner: &Arc<Inner>, space: &Space) -> Result<()> {
     let other = seen.as_ref().filter(|it| !spec.run.is_empty() && *it.instance != *spec.run);
     match (&seen, spec.running) {
         (None, false) => {}
-        // It ended by itself. Another run is another spec's.
-        (Some(seen), true) if seen.is_over() && other.is_none() => {}
-        (Some(seen), true) if other.is_none() && !seen.going => {}
+        // What ended by itself stays so until there is another run; what is
+        // being deleted is made anew once it is gone.
+        (Some(_), true) if other.is_none() => {}
         (seen, running) => {
             if let Some(seen) = seen.as_ref().filter(|_| !running || other.is_some()) {
                 let status = SpaceStatus { phase: "Stopping".to_owned(), ..status_of(space, Some(seen), "") };
@@ -210,11 +217,9 @@ async fn write(inner: &Inner, space: &Space, mut status: SpaceStatus) -> Result<
     }
     let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
     let patch = json!({ "status": status });
-    let written = ask(
-        "its status cannot be written",
-        api(inner).patch_status(&space.name_any(), &params, &Patch::Merge(&patch)),
-    );
-    match written.await {
+    let (api, name) = (api(inner), space.name_any());
+    let written = api.patch_status(&name, &params, &Patch::Merge(&patch)).await;
+    match written.map_err(|error| told("its status cannot be written", error)) {
         Ok(_) => Ok(()),
         Err(error) => {
             tracing::debug!(space = space.spec.id, %error, "a status cannot be written");

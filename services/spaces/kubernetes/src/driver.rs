@@ -5,7 +5,7 @@
 //! logs and events are requests.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use crate::cache::Cache;
 use crate::options::{Cluster, connect};
 use crate::pod::{Run, pod};
 use crate::through::ApiServer;
-use crate::{Options, Reach, background, change, events, lease, log, watch};
+use crate::{Options, Reach, Way, background, change, custom, events, lease, log, watches};
 
 /// How long whoever asks waits for the first answer of a cluster.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct KubernetesDriver {
     pub(crate) inner: Arc<Inner>,
     /// The watches and what else goes on. They end with the driver.
-    tasks: JoinSet<()>,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 /// For what the cluster is watched. Those of one role elect one that leads.
@@ -98,14 +98,16 @@ impl KubernetesDriver {
             cluster: cluster.clone(),
             options: options.clone(),
             cache: cache.clone(),
-            pods: pods.clone(),
-            claims: claims.clone(),
+            pods,
+            claims,
             leads: leads.clone(),
             role,
         });
         let mut tasks = JoinSet::new();
-        tasks.spawn(watches::pods(pods, cache.clone(), options.clone()));
-        tasks.spawn(watches::claims(claims, cache.clone(), options.clone()));
+        let (watched, of) = (Api::namespaced(cluster.watching.clone(), &cluster.namespace), options.clone());
+        tasks.spawn(watches::pods(watched, cache.clone(), of));
+        let (watched, of) = (Api::namespaced(cluster.watching.clone(), &cluster.namespace), options.clone());
+        tasks.spawn(watches::claims(watched, cache.clone(), of));
         tasks.spawn(background::ends(inner.clone(), ends));
         tasks.spawn(background::looks(inner.clone()));
         if role != Role::Guest {
@@ -114,7 +116,7 @@ impl KubernetesDriver {
         if let Some(server) = through {
             tasks.spawn(async move { server.keep_login().await });
         }
-        Ok(Self { inner, tasks })
+        Ok(Self { inner, tasks: Mutex::new(tasks) })
     }
 
     /// Whether this process is the one that reconciles.
@@ -124,8 +126,9 @@ impl KubernetesDriver {
     }
 
     /// Ends what goes on, and gives up the lead so that another takes it at once.
-    pub async fn close(mut self) {
-        self.tasks.shutdown().await;
+    pub async fn close(&self) {
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        tasks.shutdown().await;
         if *self.inner.leads.borrow() {
             lease::release(&self.inner.cluster, &self.inner.options, self.inner.role).await;
         }
