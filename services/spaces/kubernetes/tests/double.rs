@@ -182,13 +182,18 @@ async fn what_goes_wrong_is_said() {
     let mut large = launch("w3", "example.org/ide:1");
     large.memory = "900Ti".into();
     driver.start(&large).await.unwrap();
-    eventually("no room", || async { seen(&driver, "w3").await.filter(|it| it.detail.starts_with("no room")) }).await;
+    eventually("no room", || async {
+        seen(&driver, "w3").await.filter(|it| it.detail.starts_with("no room"))
+    })
+    .await;
     driver.stop("w3", Duration::ZERO).await.unwrap();
     let mut classless = launch("w4", "example.org/ide:1");
     classless.container.as_mut().unwrap().storage_class = "no-such-class".into();
     driver.start(&classless).await.unwrap();
     eventually("no volume", || async {
-        seen(&driver, "w4").await.filter(|it| it.detail.contains("cannot be made") && it.detail.contains("no-such-class"))
+        seen(&driver, "w4")
+            .await
+            .filter(|it| it.detail.contains("cannot be made") && it.detail.contains("no-such-class"))
     })
     .await;
     driver.stop("w4", Duration::ZERO).await.unwrap();
@@ -242,7 +247,8 @@ async fn what_is_not_ours_is_left_alone() {
         "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "ws-ann-s10123456789abcdef" },
         "spec": { "containers": [{ "name": "main", "image": "example.org/theirs:1" }] },
     });
-    let made = house.pods().create(&PostParams::default(), &serde_json::from_value(foreign).unwrap()).await.unwrap();
+    let made =
+        house.pods().create(&PostParams::default(), &serde_json::from_value(foreign).unwrap()).await.unwrap();
     let error = driver.start(&launch("s1", "example.org/ide:1")).await.unwrap_err();
     assert!(matches!(&error, Error::Unavailable(text) if text.contains("not Podyard's own")), "{error}");
     driver.stop("s1", Duration::ZERO).await.unwrap();
@@ -295,7 +301,9 @@ async fn faults_pass() {
     let house = House::new().await;
     let driver = house.driver().await;
     driver.list().await.unwrap();
-    house.fault(json!({ "verb": "patch", "resource": "pods", "count": 1, "status": 429, "retryAfter": 1 })).await;
+    house
+        .fault(json!({ "verb": "patch", "resource": "pods", "count": 1, "status": 429, "retryAfter": 1 }))
+        .await;
     let began = Instant::now();
     driver.start(&launch("s1", "example.org/ide:1")).await.unwrap();
     assert!(began.elapsed() >= Duration::from_secs(1));
@@ -333,9 +341,11 @@ async fn logs() {
     let house = House::new().await;
     let driver = house.driver().await;
     let mut launch = launch("s1", "example.org/real:1");
-    launch.command = ["sh", "-c", "echo one; echo two; sleep 3; echo three; exit 4"].map(str::to_owned).to_vec();
+    launch.command =
+        ["sh", "-c", "echo one; echo two; sleep 3; echo three; exit 4"].map(str::to_owned).to_vec();
     driver.start(&launch).await.unwrap();
-    eventually("a log", || async { driver.log("s1", 1000).await.unwrap().contains("two").then_some(()) }).await;
+    eventually("a log", || async { driver.log("s1", 1000).await.unwrap().contains("two").then_some(()) })
+        .await;
     assert_eq!(driver.log("s1", 4).await.unwrap(), "two\n");
     let mut lines = driver.follow_log("s1", 1).await.unwrap();
     let mut all = Vec::new();
@@ -364,15 +374,17 @@ async fn through_the_proxy() {
 async fn by_custom_resources() {
     let house = House::new().await;
     let definition = serde_json::to_value(crd()).unwrap();
-    let definitions: Api<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition> =
-        Api::all(house.client.clone());
+    let definitions: Api<
+        k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    > = Api::all(house.client.clone());
     let applied = PatchParams::apply("test");
     definitions.patch("spaces.podyard.dev", &applied, &Patch::Apply(&definition)).await.unwrap();
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let controller = tokio::spawn(control(house.options(), async {
         let _ = ended.await;
     }));
-    let driver = KubernetesDriver::open(Options { way: Way::CustomResources, ..house.options() }).await.unwrap();
+    let driver =
+        KubernetesDriver::open(Options { way: Way::CustomResources, ..house.options() }).await.unwrap();
     let spaces: Api<Space> = Api::default_namespaced(house.client.clone());
     let name = "ws-ann-s10123456789abcdef";
 
@@ -428,13 +440,19 @@ async fn the_doctor_finds_a_cluster_well() {
     assert!(house.pods().list(&Default::default()).await.unwrap().items.is_empty());
     assert!(house.claims().list(&Default::default()).await.unwrap().items.is_empty());
     let lost = Options { storage_class: "none".into(), ..options };
-    assert!(doctor(&lost).await.iter().any(|it| it.level == Level::Failure && it.text.contains("none is not there")));
+    assert!(
+        doctor(&lost)
+            .await
+            .iter()
+            .any(|it| it.level == Level::Failure && it.text.contains("none is not there"))
+    );
 }
 
 /// Prints what the driver asks for: per start and stop, and at rest.
 #[tokio::test]
 async fn requests_do_not_grow_with_the_spaces_at_rest() {
-    let spaces: usize = std::env::var("PODYARD_TEST_SPACES").ok().and_then(|it| it.parse().ok()).unwrap_or(30);
+    let spaces: usize =
+        std::env::var("PODYARD_TEST_SPACES").ok().and_then(|it| it.parse().ok()).unwrap_or(30);
     let house = House::new().await;
     let driver = house.driver().await;
     driver.list().await.unwrap();
