@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, RawFd},
 };
 
-use actix_web::dev::Extensions;
+use actix_web::{HttpRequest, dev::Extensions};
 use socket2::Socket;
 use tokio::net::TcpStream;
 
@@ -19,6 +19,27 @@ pub(crate) struct Connection(RawFd);
 pub fn connected(connection: &dyn Any, data: &mut Extensions) {
     if let Some(stream) = connection.downcast_ref::<TcpStream>() {
         data.insert(Connection(stream.as_raw_fd()));
+    }
+}
+
+/// The client of a request whose answer waits long for something to send: nobody else looks
+/// whether it is still there.
+#[derive(Debug)]
+pub struct Client(Socket);
+
+impl Client {
+    /// Of a request, if the server tells the gateway of its connections.
+    pub fn of(req: &HttpRequest) -> Option<Self> {
+        req.conn_data::<Connection>().and_then(Connection::socket).map(Self)
+    }
+
+    /// Whether it has closed its side.
+    pub fn has_gone(&self) -> bool {
+        match self.0.peek(&mut [std::mem::MaybeUninit::uninit()]) {
+            Ok(n) => n == 0,
+            // The socket waits for nobody: this only says that nothing has come.
+            Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+        }
     }
 }
 
