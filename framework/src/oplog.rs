@@ -3,6 +3,7 @@
 //! it is in `event`.
 
 use chrono::{DateTime, Utc};
+use serde_json::json;
 
 use crate::Result;
 use crate::auth::Access;
@@ -17,6 +18,24 @@ impl Tx<'_> {
     /// What the database says.
     pub fn log<T: Record>(&mut self, row: &T, action: &str, before: Option<&[Value<'_>]>) -> Result<()> {
         let notes = changes(row, before, action == DELETE);
+        let changes = self.told(T::meta(), action).then(|| notes.clone());
+        self.append(T::meta(), row.base(), action, notes)?;
+        self.tell(row, action, changes)
+    }
+
+    /// Appends a record of what was done with a row and changed nothing of it:
+    /// each note stands where a change would.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn log_noted<T: Record>(
+        &mut self,
+        row: &T,
+        action: &str,
+        notes: &[(&str, serde_json::Value)],
+    ) -> Result<()> {
+        let note = |(name, value): &(&str, serde_json::Value)| ((*name).to_owned(), json!({ "new": value }));
+        let notes = serde_json::Value::Object(notes.iter().map(note).collect()).to_string();
         let changes = self.told(T::meta(), action).then(|| notes.clone());
         self.append(T::meta(), row.base(), action, notes)?;
         self.tell(row, action, changes)

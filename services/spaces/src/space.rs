@@ -147,8 +147,9 @@ fn lock_of(user_id: &str) -> String {
 }
 
 impl Manager for Space {
-    // What the observer finds.
-    const EVENTS: &'static [&'static str] = &["died", "stopped"];
+    // What the observer finds, and terminals.
+    const EVENTS: &'static [&'static str] =
+        &["died", "stopped", crate::terminal::OPENED, crate::terminal::CLOSED];
 
     fn validate_create_data(tx: &mut Tx<'_>, input: &mut SpaceCreate) -> Result<()> {
         let templates = tx.cached::<Template>()?;

@@ -11,6 +11,8 @@
 mod disk;
 mod probe;
 mod process;
+mod pty;
+mod shell;
 mod shim;
 mod sweep;
 
@@ -29,6 +31,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 pub use process::{Options, ProcessDriver};
+pub use shell::shell_main;
 pub use shim::shim_main;
 
 /// What a driver's methods return: a future that may be kept behind `dyn`.

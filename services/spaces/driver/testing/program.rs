@@ -9,13 +9,14 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use podyard_driver::{Driver, Launch, Options, ProcessDriver, shim_main};
+use podyard_driver::{Driver, Launch, Options, ProcessDriver, shell_main, shim_main};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     let words: Vec<&str> = arguments[1..].iter().map(String::as_str).collect();
     match words.as_slice() {
         ["shim", run] => return shim_main(Path::new(run)),
+        ["shell", run, id] => return shell_main(Path::new(run), id),
         ["serve", port] => serve(port),
         // Accepts and never answers.
         ["mute", port] => {

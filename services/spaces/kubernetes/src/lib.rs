@@ -1,1 +1,3 @@
 //! Spaces on Kubernetes: a pod and a claim for each.
+
+mod exec;
