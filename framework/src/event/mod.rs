@@ -16,7 +16,7 @@ mod watch;
 
 pub use feed::{Feed, FeedOptions, Running, run};
 pub use position::Position;
-pub use resource::Event;
+pub use resource::{Besides, Event};
 pub(crate) use resource::of_row;
 pub use rows::{Told, Watched};
 pub use store::Change;

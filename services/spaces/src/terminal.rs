@@ -64,7 +64,7 @@ pub async fn terminal_space(ctx: &Ctx, id: &str, whose: Whose) -> Result<Space> 
 /// 409 and 503 from what runs the space.
 pub async fn open_terminal(ctx: &Ctx, space: &Space, id: &str, size: TerminalSize) -> Result<Terminal> {
     let spaces = ctx.service::<Spaces>()?;
-    let terminal = spaces.driver.terminal(&space.id, size).await.map_err(refused)?;
+    let terminal = spaces.driver(&space.driver)?.terminal(&space.id, size).await.map_err(refused)?;
     let (row, id) = (space.clone(), id.to_owned());
     let noted = ctx.write(None, move |tx| {
         let size = json!({"columns": size.columns, "rows": size.rows});

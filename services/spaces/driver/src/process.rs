@@ -8,12 +8,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rustix::process::{Pid, Signal};
 use tokio::runtime::Handle;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::AbortHandle;
 
 use crate::disk::{self, ExitFile, Folder, InstanceFile, LaunchFile, Run};
+use crate::follow::follow;
 use crate::pty::{self, Terminals};
 use crate::sweep::{self, Found};
 use crate::{
@@ -227,6 +229,19 @@ impl Driver for ProcessDriver {
         Box::pin(async move {
             let folder = self.inner.folder(id)?;
             pty::open(&self.inner.terminals, folder, id, &self.inner.podyard, size, &self.inner.runtime).await
+        })
+    }
+
+    fn follow_log<'a>(&'a self, id: &'a str, tail: usize) -> Pending<'a, Result<mpsc::Receiver<Bytes>>> {
+        let (inner, id) = (self.inner.clone(), id.to_owned());
+        Box::pin(async move {
+            let (run, instance) = blocking(move || {
+                let run = inner.folder(&id)?.run();
+                let launch = run.launch().map_err(Error::io("the log"))?;
+                Ok((run, launch.map(|it| it.instance)))
+            })
+            .await?;
+            Ok(follow(run, instance, tail))
         })
     }
 }

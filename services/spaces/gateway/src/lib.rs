@@ -46,6 +46,7 @@ mod path;
 mod proxy;
 mod resolver;
 mod stats;
+mod through;
 mod tunnel;
 mod watch;
 
