@@ -146,7 +146,7 @@ impl Space {
         }
         check_branch(&self.branch).map_err(|text| Error::field("branch", text))?;
         let templates = tx.cached::<Template>()?;
-        let template = templates.get(&self.template_id).map(Template::container).transpose()?.flatten();
+        let template = templates.get(&self.template_id).map(|it| it.container()).transpose()?.flatten();
         if self.repository.is_empty() && template.is_none_or(|it| it.repository.is_none()) {
             return Err(Error::field("branch", "needs a repository, here or in the template"));
         }

@@ -197,7 +197,7 @@ impl SpaceRestart {
 
 /// What a change of size is told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct ResizeParams {
+pub struct ResizeParams {
     /// The size that it had.
     pub(crate) from: String,
 }
@@ -235,7 +235,7 @@ impl SpaceResize {
 
 /// What a delete is told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct DeleteParams {
+pub struct DeleteParams {
     /// The driver that has the files. (Tasks from before there were several say none.)
     #[serde(default = "process")]
     pub(crate) driver: String,

@@ -126,7 +126,7 @@ impl Reading {
 }
 
 impl Writing {
-    fn half(&mut self) -> Pin<&mut (dyn AsyncWrite + Send)> {
+    fn half(&mut self) -> Pin<&mut (dyn AsyncWrite + Send + Unpin)> {
         match self {
             Self::Direct(half) => Pin::new(half),
             Self::Through(half) => Pin::new(half),

@@ -140,7 +140,7 @@ impl Place<'_> {
             .stderr(false)
             .tty(tty);
         let path = format!("/api/v1/namespaces/{}/pods", self.namespace);
-        let request = kube::core::Request::new(path).exec(self.pod, command, &params);
+        let request = kube::core::Request::new(path).exec(self.pod, command.iter().copied(), &params);
         let request = request.map_err(|e| Error::Invalid(format!("the terminal cannot be asked for: {e}")))?;
         let connection = self.client.connect(request).await.map_err(|e| refused(&e))?;
         let closes = connection.supports_stream_close();
