@@ -38,7 +38,7 @@ pub enum Kind {
     UnsupportedMediaType,
     /// Understood, but it cannot be done as it stands.
     Unprocessable,
-    /// Only another protocol does it here: a websocket.
+    /// The path speaks another protocol: a websocket.
     UpgradeRequired,
     /// Too often.
     TooManyRequests,

@@ -3,7 +3,6 @@
 //! it is in `event`.
 
 use chrono::{DateTime, Utc};
-use serde_json::json;
 
 use crate::Result;
 use crate::auth::Access;
@@ -23,8 +22,8 @@ impl Tx<'_> {
         self.tell(row, action, changes)
     }
 
-    /// Appends a record of what was done with a row and changed nothing of it:
-    /// each note stands where a change would.
+    /// Appends a record of something that changes no column, with what there is
+    /// to say of it.
     ///
     /// # Errors
     /// What the database says.
@@ -32,10 +31,10 @@ impl Tx<'_> {
         &mut self,
         row: &T,
         action: &str,
-        notes: &[(&str, serde_json::Value)],
+        notes: serde_json::Map<String, serde_json::Value>,
     ) -> Result<()> {
-        let note = |(name, value): &(&str, serde_json::Value)| ((*name).to_owned(), json!({ "new": value }));
-        let notes = serde_json::Value::Object(notes.iter().map(note).collect()).to_string();
+        let notes = notes.into_iter().map(|(name, value)| (name, serde_json::json!({ "new": value })));
+        let notes = serde_json::Value::Object(notes.collect()).to_string();
         let changes = self.told(T::meta(), action).then(|| notes.clone());
         self.append(T::meta(), row.base(), action, notes)?;
         self.tell(row, action, changes)

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use podyard::db::DatabaseUrl;
 
+use crate::kubernetes::{ControllerArgs, Doctor, KubernetesArgs};
+
 /// Podyard: resource-oriented control planes, with a cloud IDE on top.
 #[derive(Debug, Parser)]
 #[command(name = "podyard", version, args_conflicts_with_subcommands = true)]
@@ -30,6 +32,13 @@ pub(crate) enum Command {
     ResetPassword(ResetPasswordArgs),
     /// Open a terminal in a space, here in this one.
     Terminal(TerminalArgs),
+    /// Check what Podyard needs of its surroundings.
+    #[command(subcommand)]
+    Doctor(Box<Doctor>),
+    /// Keep pods and claims as the custom resources `Space` say, also while no server is there.
+    Controller(Box<ControllerArgs>),
+    /// Print the definition of the custom resource `Space`, for kubectl apply.
+    Crd,
     /// Print the version.
     Version,
     /// Supervise one program of the process driver.
@@ -82,6 +91,15 @@ impl DataArgs {
         let embedded = || DatabaseUrl::Sqlite(self.data_dir.join("podyard.sqlite3"));
         self.database_url.clone().unwrap_or_else(embedded)
     }
+}
+
+/// What runs the programs of spaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DriverName {
+    /// Programs of this machine.
+    Process,
+    /// Pods of a cluster.
+    Kubernetes,
 }
 
 /// How the log is written.
@@ -168,6 +186,13 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "PODYARD_STOP_GRACE", default_value_t = 10, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub(crate) stop_grace: u64,
+    /// What runs spaces: process (programs of this machine), kubernetes, or both by comma. The first is for
+    /// templates that name none.
+    #[arg(long, env = "PODYARD_DRIVER", value_enum, value_delimiter = ',', default_value = "process", value_name = "DRIVER")]
+    pub(crate) driver: Vec<DriverName>,
+    /// The image of Podyard itself: with it the first start makes the built-in template for Kubernetes, too.
+    #[arg(long, env = "PODYARD_IMAGE", value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
     /// The name of this machine in the rows of spaces.
     #[arg(long, env = "PODYARD_NODE", default_value = "localhost", value_name = "NAME")]
     pub(crate) node: String,
@@ -266,6 +291,8 @@ pub(crate) struct ServeArgs {
     /// How long requests and stages may take to end after SIGTERM, in seconds.
     #[arg(long, env = "PODYARD_SHUTDOWN_GRACE", default_value_t = 20, value_name = "SECONDS")]
     pub(crate) shutdown_grace: u64,
+    #[command(flatten)]
+    pub(crate) kubernetes: KubernetesArgs,
 }
 
 /// Seconds, also parts of one.
@@ -421,5 +448,17 @@ mod tests {
         let it = Cli::parse_from(["podyard", "--listen", "127.0.0.1:1"]);
         assert!(it.command.is_none());
         assert_eq!(it.serve.listen.port(), 1);
+        assert_eq!(it.serve.driver, [DriverName::Process]);
+    }
+
+    #[test]
+    fn several_drivers() {
+        let it = with_file("driver = \"process,kubernetes\"", &["podyard"]).unwrap();
+        assert_eq!(it.driver, [DriverName::Process, DriverName::Kubernetes]);
+        let it = with_file("driver = \"process\"", &["podyard", "--driver", "kubernetes"]).unwrap();
+        assert_eq!(it.driver, [DriverName::Kubernetes]);
+        assert!(with_file("driver = \"docker\"", &["podyard"]).unwrap_err().contains("driver"));
+        let it = with_file("kubernetes-namespace = \"ides\"", &["podyard"]).unwrap();
+        assert_eq!(it.kubernetes.kubernetes_namespace, "ides");
     }
 }

@@ -2,6 +2,7 @@
 //! types register, and starts what the command line asks for.
 
 mod config;
+mod kubernetes;
 mod process;
 mod resolver;
 mod serve;
@@ -57,6 +58,9 @@ fn main() -> ExitCode {
         Command::Migrate(args) => process::migrate(&args),
         Command::Serve(args) => process::block_on(serve::serve(*args)),
         Command::Worker(args) => process::block_on(serve::work(*args)),
+        Command::Doctor(what) => process::block_on(kubernetes::doctor(*what)),
+        Command::Controller(args) => process::block_on(kubernetes::controller(*args)),
+        Command::Crd => kubernetes::crd(),
         Command::ResetPassword(args) => process::block_on(serve::reset_password(args)),
     };
     match result {

@@ -11,13 +11,14 @@ use podyard::event::{self, FeedOptions};
 use podyard::http::{App, Cors, HttpOptions, Rate};
 use podyard::task::{Engine, WorkerOptions, Workers};
 use podyard::{Core, telemetry};
-use podyard_driver::ProcessDriver;
+use podyard_driver::{Driver, ProcessDriver};
 use podyard_gateway::Gateway;
 use podyard_identity::{Identity, IdentityOptions};
+use podyard_kubernetes::KubernetesDriver;
 use podyard_spaces::{Spaces, SpacesOptions};
 use podyard_terminal::Terminals;
 
-use crate::config::{ResetPasswordArgs, ServeArgs};
+use crate::config::{DriverName, ResetPasswordArgs, ServeArgs};
 use crate::process::{asked_to_end, log};
 use crate::resolver::Platform;
 
@@ -49,7 +50,10 @@ fn open(url: &DatabaseUrl, options: db::Options) -> Result<Db, String> {
 
 async fn assemble(args: &ServeArgs) -> Result<Process, String> {
     let folder = &args.data.data_dir;
-    private_folder(folder).map_err(|e| format!("--data-dir {}: {e}", folder.display()))?;
+    let embedded = matches!(args.data.database(), DatabaseUrl::Sqlite(_));
+    if embedded || args.driver.contains(&DriverName::Process) {
+        private_folder(folder).map_err(|e| format!("--data-dir {}: {e}", folder.display()))?;
+    }
     let options = db::Options {
         pool: args.database_pool,
         // Its client has been answered by then.
@@ -68,17 +72,16 @@ async fn assemble(args: &ServeArgs) -> Result<Process, String> {
         tokio::task::spawn_blocking(move || Identity::open(&db, identity_options)).await.map_err(text)?
     };
     let identity = Arc::new(identity.map_err(|e| told(&e))?);
-    let executable = std::env::current_exe().map_err(text)?;
-    let driver_options = podyard_driver::Options { data_dir: folder.clone(), podyard: executable };
-    let driver = ProcessDriver::open(driver_options).await.map_err(text)?;
+    let drivers = drivers(args).await?;
     let spaces_options = SpacesOptions {
         max_spaces: args.max_spaces,
         max_running: args.max_running,
         start_timeout: Duration::from_secs(args.start_timeout),
         stop_grace: Duration::from_secs(args.stop_grace),
         node: args.node.clone(),
+        image: args.image.clone(),
     };
-    let spaces = Arc::new(Spaces::new(spaces_options, Arc::new(driver)));
+    let spaces = Arc::new(Spaces::new(spaces_options, drivers));
     let feed = FeedOptions {
         retention: Duration::from_secs(args.event_retention * 86_400),
         ..FeedOptions::default()
@@ -87,6 +90,28 @@ async fn assemble(args: &ServeArgs) -> Result<Process, String> {
     let core = Arc::new(core.with_service(identity.clone()).with_service(spaces.clone()));
     podyard::runtime::refresh(&core).await.map_err(|e| told(&e))?;
     Ok(Process { core, identity, spaces })
+}
+
+/// What runs spaces, the first for templates that name none.
+async fn drivers(args: &ServeArgs) -> Result<Vec<Arc<dyn Driver>>, String> {
+    let mut all: Vec<Arc<dyn Driver>> = Vec::new();
+    for (i, name) in args.driver.iter().enumerate() {
+        if args.driver[..i].contains(name) {
+            return Err("--driver: names one of them twice".to_owned());
+        }
+        all.push(match name {
+            DriverName::Process => {
+                let podyard = std::env::current_exe().map_err(text)?;
+                let options = podyard_driver::Options { data_dir: args.data.data_dir.clone(), podyard };
+                Arc::new(ProcessDriver::open(options).await.map_err(text)?)
+            }
+            DriverName::Kubernetes => {
+                let options = args.kubernetes.options(Duration::from_secs(args.stop_grace));
+                Arc::new(KubernetesDriver::open(options).await.map_err(text)?)
+            }
+        });
+    }
+    Ok(all)
 }
 
 /// A socket that takes connections from now on; they wait until the process
@@ -288,6 +313,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
             .configure(podyard_identity::configure)
             .configure(|cfg| factory_gateway.configure(cfg))
             .configure(|cfg| factory_terminals.configure(cfg))
+            .configure(podyard_spaces::configure)
             .configure(podyard::http::configure)
     })
     .disable_signals()

@@ -7,7 +7,7 @@ use podyard::db::Cost;
 use podyard::model::Record;
 use podyard::{Ctx, Error, Result};
 use podyard_driver::{Terminal, TerminalEnd, TerminalSize};
-use serde_json::json;
+use serde_json::{Map, json};
 
 use crate::space::RUNNING;
 use crate::{Space, Spaces};
@@ -67,8 +67,10 @@ pub async fn open_terminal(ctx: &Ctx, space: &Space, id: &str, size: TerminalSiz
     let terminal = spaces.driver(&space.driver)?.terminal(&space.id, size).await.map_err(refused)?;
     let (row, id) = (space.clone(), id.to_owned());
     let noted = ctx.write(None, move |tx| {
-        let size = json!({"columns": size.columns, "rows": size.rows});
-        tx.log_noted(&row, OPENED, &[("terminal", json!(id)), ("size", size)])
+        let mut notes = Map::new();
+        notes.insert("terminal".into(), json!(id));
+        notes.insert("size".into(), json!({"columns": size.columns, "rows": size.rows}));
+        tx.log_noted(&row, OPENED, notes)
     });
     // Without the record there is no terminal: what was opened is dropped, and ends.
     noted.await?;
@@ -121,7 +123,8 @@ pub async fn note_closed(ctx: &Ctx, space: Space, closed: Closed) -> Result<()> 
                 notes.push(("reason", json!(end.reason)));
             }
         }
-        tx.log_noted(&space, CLOSED, &notes)
+        let notes = notes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        tx.log_noted(&space, CLOSED, notes)
     });
     noted.await?;
     Ok(())
