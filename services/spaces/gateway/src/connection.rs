@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, RawFd},
 };
 
-use actix_web::dev::Extensions;
+use actix_web::{HttpRequest, dev::Extensions};
 use socket2::Socket;
 use tokio::net::TcpStream;
 
@@ -31,4 +31,11 @@ impl Connection {
         let fd = unsafe { BorrowedFd::borrow_raw(self.0) };
         fd.try_clone_to_owned().ok().map(Socket::from)
     }
+}
+
+/// The socket of a request's connection, by a descriptor of its own, for other
+/// routes that must be able to end it. Only while the request is being served.
+#[must_use]
+pub fn socket(req: &HttpRequest) -> Option<Socket> {
+    req.conn_data::<Connection>()?.socket()
 }
