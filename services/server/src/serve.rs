@@ -16,6 +16,7 @@ use podyard_gateway::Gateway;
 use podyard_identity::{Identity, IdentityOptions};
 use podyard_kubernetes::KubernetesDriver;
 use podyard_spaces::{Spaces, SpacesOptions};
+use podyard_terminal::Terminals;
 
 use crate::config::{DriverName, ResetPasswordArgs, ServeArgs};
 use crate::process::{asked_to_end, log};
@@ -215,6 +216,37 @@ fn readings(core: &Arc<Core>, gateway: Option<&Gateway>) {
     }
 }
 
+/// The terminals, with their numbers.
+fn terminals(args: &ServeArgs) -> Terminals {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    let terminals = Terminals::new(podyard_terminal::Options {
+        rights: args.terminal_right.iter().cloned().collect(),
+        most: args.max_terminals as usize,
+        most_in_space: args.max_space_terminals as usize,
+        idle: Duration::from_secs(args.terminal_idle),
+        ping: Duration::from_secs(args.terminal_ping),
+    });
+    type Read = fn(&podyard_terminal::Stats) -> &AtomicU64;
+    let all: [(&str, &str, &str, Read); 5] = [
+        ("podyard_terminals_opened_total", "counter", "Terminals opened.", |s| &s.opened),
+        ("podyard_terminals_open", "gauge", "Terminals open now.", |s| &s.open),
+        ("podyard_terminal_tasks", "gauge", "Tasks that carry terminals' bytes now.", |s| &s.tasks),
+        ("podyard_terminal_bytes_typed_total", "counter", "Bytes typed in terminals.", |s| &s.typed),
+        ("podyard_terminal_bytes_shown_total", "counter", "Bytes shown in terminals.", |s| &s.shown),
+    ];
+    for (name, kind, help, read) in all {
+        let stats = terminals.stats();
+        #[expect(clippy::cast_precision_loss, reason = "Prometheus counts in doubles")]
+        telemetry::watch(name, kind, help, move || read(&stats).load(Relaxed) as f64);
+    }
+    let tasks = tokio::runtime::Handle::current().metrics();
+    #[expect(clippy::cast_precision_loss, reason = "a gauge of small numbers")]
+    telemetry::watch("podyard_async_tasks", "gauge", "Tasks of the main runtime.", move || {
+        tasks.num_alive_tasks() as f64
+    });
+    terminals
+}
+
 /// Resident memory, where /proc tells.
 fn resident() -> f64 {
     let pages = std::fs::read_to_string("/proc/self/statm").ok();
@@ -258,6 +290,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
     };
     let gateway = Gateway::new(Arc::new(resolver), gateway_options);
     readings(&core, Some(&gateway));
+    let terminals = terminals(&args);
 
     let http = HttpOptions {
         body_limit: args.body_limit,
@@ -271,7 +304,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
     };
     let app = web::Data::new(App::new(core.clone(), http));
     let identity = web::Data::new(identity);
-    let factory_gateway = gateway.clone();
+    let (factory_gateway, factory_terminals) = (gateway.clone(), terminals.clone());
     let mut server = HttpServer::new(move || {
         ActixApp::new()
             .wrap(from_fn(podyard::http::manners))
@@ -279,6 +312,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
             .app_data(identity.clone())
             .configure(podyard_identity::configure)
             .configure(|cfg| factory_gateway.configure(cfg))
+            .configure(|cfg| factory_terminals.configure(cfg))
             .configure(podyard_spaces::configure)
             .configure(podyard::http::configure)
     })
@@ -309,7 +343,8 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
     gateway.shut_down();
     core.feed.shut_down();
     // Requests end and stages end or hand back their lease, side by side.
-    tokio::join!(handle.stop(true), workers.drain());
+    let grace = Duration::from_secs(args.shutdown_grace);
+    tokio::join!(handle.stop(true), workers.drain(), terminals.shut_down(grace));
     let _ = serving.await;
     process.spaces.close().await;
     tracing::info!("ended");

@@ -14,6 +14,7 @@ mod space;
 mod spec;
 mod tasks;
 mod template;
+mod terminal;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,7 @@ pub use seed::seed;
 pub use space::Space;
 pub use spec::Spec;
 pub use template::Template;
+pub use terminal::{Closed, Whose, note_closed, open_terminal, terminal_space};
 
 podyard::catalogue!(Chinese, "i18n/zh.toml");
 podyard::migrations!("spaces", "../../migrations/spaces", "../../migrations/spaces");

@@ -214,8 +214,9 @@ impl Manager for Space {
     // It confirms that the files may go.
     const FORCE: bool = true;
 
-    // What the observer finds.
-    const EVENTS: &'static [&'static str] = &["died", "stopped", "waits"];
+    // What the observer finds, and terminals.
+    const EVENTS: &'static [&'static str] =
+        &["died", "stopped", "waits", crate::terminal::OPENED, crate::terminal::CLOSED];
 
     fn validate_create_data(tx: &mut Tx<'_>, input: &mut SpaceCreate) -> Result<()> {
         let templates = tx.cached::<Template>()?;

@@ -12,6 +12,8 @@ mod disk;
 mod follow;
 mod probe;
 mod process;
+mod pty;
+mod shell;
 mod shim;
 mod sweep;
 
@@ -31,6 +33,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 pub use disk::last_lines;
 pub use process::{Options, ProcessDriver};
+pub use shell::shell_main;
 pub use shim::shim_main;
 
 /// What a driver's methods return: a future that may be kept behind `dyn`.

@@ -30,7 +30,7 @@ pub struct Client(Socket);
 impl Client {
     /// Of a request, if the server tells the gateway of its connections.
     pub fn of(req: &HttpRequest) -> Option<Self> {
-        req.conn_data::<Connection>().and_then(Connection::socket).map(Self)
+        socket(req).map(Self)
     }
 
     /// Whether it has closed its side.
@@ -52,4 +52,11 @@ impl Connection {
         let fd = unsafe { BorrowedFd::borrow_raw(self.0) };
         fd.try_clone_to_owned().ok().map(Socket::from)
     }
+}
+
+/// The socket of a request's connection, by a descriptor of its own, for other
+/// routes that must be able to end it. Only while the request is being served.
+#[must_use]
+pub fn socket(req: &HttpRequest) -> Option<Socket> {
+    req.conn_data::<Connection>()?.socket()
 }

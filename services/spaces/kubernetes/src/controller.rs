@@ -63,7 +63,7 @@ pub async fn control(options: Options, shutdown: impl Future<Output = ()> + Send
         () = work => {}
         () = shutdown => {}
     }
-    driver.close().await;
+    driver.end().await;
     Ok(())
 }
 

@@ -292,7 +292,7 @@ async fn trial(options: &Options) -> Check {
         driver.delete(&launch.id).await
     };
     let removed = removed.await;
-    driver.close().await;
+    driver.end().await;
     match (result, removed) {
         (Ok(()), Ok(())) => {
             let text = format!("a pod with files ran and was removed, in {} s", began.elapsed().as_secs());

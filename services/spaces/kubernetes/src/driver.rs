@@ -13,11 +13,13 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::Api;
 use podyard_driver::{
     Container, Driver, Endpoint, Error, Exit, Happening, Instance, Launch, Observed, Pending, Result,
+    Terminal, TerminalSize,
 };
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::cache::Cache;
+use crate::guard::MAIN;
 use crate::options::{Cluster, connect};
 use crate::pod::{Run, pod};
 use crate::through::ApiServer;
@@ -126,7 +128,7 @@ impl KubernetesDriver {
     }
 
     /// Ends what goes on, and gives up the lead so that another takes it at once.
-    pub async fn close(&self) {
+    pub async fn end(&self) {
         let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         tasks.shutdown().await;
         if *self.inner.leads.borrow() {
@@ -253,6 +255,18 @@ impl Driver for KubernetesDriver {
         Box::pin(log::follow(&self.inner, id, tail))
     }
 
+    fn terminal<'a>(&'a self, id: &'a str, size: TerminalSize) -> Pending<'a, Result<Terminal>> {
+        Box::pin(async move {
+            let seen =
+                self.inner.cache.pod(id).filter(|it| !it.is_over() && it.speaker.as_deref() == Some(MAIN));
+            let Some(seen) = seen else {
+                return Err(Error::Unavailable("its program does not run".to_owned()));
+            };
+            let cluster = &self.inner.cluster;
+            crate::exec::terminal(cluster.client.clone(), &cluster.namespace, &seen.name, MAIN, size).await
+        })
+    }
+
     fn events<'a>(&'a self, id: &'a str) -> Pending<'a, Result<Vec<Happening>>> {
         Box::pin(async move {
             let cluster = &self.inner.cluster;
@@ -284,5 +298,9 @@ impl Driver for KubernetesDriver {
     fn node<'a>(&'a self, id: &'a str) -> Pending<'a, Option<String>> {
         let node = self.inner.cache.pod(id).and_then(|it| it.node);
         Box::pin(std::future::ready(node.map(Into::into)))
+    }
+
+    fn close(&self) -> Pending<'_, ()> {
+        Box::pin(self.end())
     }
 }

@@ -14,6 +14,7 @@ mod doctor;
 mod driver;
 mod error;
 mod events;
+mod exec;
 mod guard;
 mod lease;
 mod log;

@@ -68,7 +68,7 @@ impl House {
 
     /// How many requests of each sort there were.
     async fn counts(&self) -> Value {
-        self.double("GET", "counts", Value::Null).await["requests"].clone()
+        self.double("GET", "stats", Value::Null).await["requests"].clone()
     }
 }
 
@@ -330,10 +330,82 @@ async fn a_silent_watch_holds_up_nobody() {
     let house = House::new().await;
     let driver = house.driver().await;
     driver.list().await.unwrap();
-    house.double("POST", "watches", json!({ "resource": "pods", "silent": true })).await;
+    house.double("POST", "watches/pods", json!({ "silent": true })).await;
     driver.start(&launch("s1", "example.org/ide:1")).await.unwrap();
     ready(&driver, "s1").await;
     driver.stop("s1", Duration::from_secs(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_watch_missed_is_found() {
+    let house = House::new().await;
+    let driver = house.driver().await;
+    driver.start(&launch("s1", "example.org/ide:1")).await.unwrap();
+    driver.start(&launch("s2", "example.org/ide:1")).await.unwrap();
+    ready(&driver, "s1").await;
+    ready(&driver, "s2").await;
+    // Cut, and too old to go on: all is listed anew.
+    house.double("POST", "watches/pods", json!({ "silent": true })).await;
+    house.double("POST", "pods/default/ws-ann-s10123456789abcdef/kill", Value::Null).await;
+    house.double("POST", "compact", Value::Null).await;
+    house.double("DELETE", "faults", Value::Null).await;
+    house.double("POST", "cut/*", Value::Null).await;
+    assert!(exited(&driver, "s1").await.reason.contains("deleted"));
+    ready(&driver, "s2").await;
+    // The API server goes away for a while: nothing is taken for dead.
+    let mut told = driver.observe();
+    house.double("POST", "restart", json!({ "milliseconds": 500 })).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(matches!(seen(&driver, "s2").await.unwrap().phase, Phase::Ready { .. }));
+    while let Ok(it) = told.try_recv() {
+        assert!(!matches!(it.phase, Phase::Exited(_)), "{it:?}");
+    }
+    // Each event twice changes nothing.
+    house.double("POST", "watches/*", json!({ "duplicates": 1 })).await;
+    driver.start(&launch("s3", "example.org/ide:1")).await.unwrap();
+    ready(&driver, "s3").await;
+    let mut told = driver.observe();
+    driver.stop("s3", Duration::from_secs(1)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut ends = 0;
+    while let Ok(it) = told.try_recv() {
+        ends += usize::from(it.id == "s3" && matches!(it.phase, Phase::Exited(_)));
+    }
+    assert_eq!(ends, 1);
+}
+
+#[tokio::test]
+async fn an_eviction_is_said() {
+    let house = House::new().await;
+    let driver = house.driver().await;
+    driver.start(&launch("s1", "example.org/ide:1")).await.unwrap();
+    ready(&driver, "s1").await;
+    house.double("POST", "pods/default/ws-ann-s10123456789abcdef/evict", json!({})).await;
+    let exit = exited(&driver, "s1").await;
+    assert!(exit.reason.contains("evicted"), "{exit:?}");
+    driver.stop("s1", Duration::ZERO).await.unwrap();
+    // One that is not ready for a moment is still there.
+    driver.start(&launch("s2", "example.org/ide:1")).await.unwrap();
+    ready(&driver, "s2").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    house.double("POST", "pods/default/ws-ann-s20123456789abcdef/unready", json!({})).await;
+    let slow = eventually("slow", || async { seen(&driver, "s2").await.filter(|it| !it.detail.is_empty()) }).await;
+    assert!(matches!(slow.phase, Phase::Ready { .. }), "{slow:?}");
+}
+
+#[tokio::test]
+async fn a_stop_is_hurried_by_another() {
+    let house = House::new().await;
+    let driver = std::sync::Arc::new(house.driver().await);
+    driver.start(&launch("s1", "example.org/stubborn:1")).await.unwrap();
+    ready(&driver, "s1").await;
+    let began = Instant::now();
+    let first = driver.clone();
+    let first = tokio::spawn(async move { first.stop("s1", Duration::from_secs(300)).await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    driver.stop("s1", Duration::ZERO).await.unwrap();
+    first.await.unwrap().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -463,21 +535,21 @@ async fn requests_do_not_grow_with_the_spaces_at_rest() {
     for i in 0..spaces {
         ready(&driver, &format!("s{i}")).await;
     }
-    house.double("DELETE", "counts", Value::Null).await;
+    house.double("DELETE", "stats", Value::Null).await;
     let rest = Duration::from_secs(6);
     tokio::time::sleep(rest).await;
     let counts = house.counts().await;
     println!("{spaces} spaces at rest for {rest:?}: {counts}");
     let others = counts.as_object().unwrap().iter().filter(|(what, _)| !what.contains("leases"));
     assert_eq!(others.count(), 0, "{counts}");
-    house.double("DELETE", "counts", Value::Null).await;
+    house.double("DELETE", "stats", Value::Null).await;
     driver.start(&launch("more", "example.org/ide:1")).await.unwrap();
     ready(&driver, "more").await;
     println!("a first start: {}", house.counts().await);
-    house.double("DELETE", "counts", Value::Null).await;
+    house.double("DELETE", "stats", Value::Null).await;
     driver.stop("more", Duration::from_secs(1)).await.unwrap();
     println!("a stop: {}", house.counts().await);
-    house.double("DELETE", "counts", Value::Null).await;
+    house.double("DELETE", "stats", Value::Null).await;
     driver.start(&launch("more", "example.org/ide:1")).await.unwrap();
     ready(&driver, "more").await;
     println!("a later start: {}", house.counts().await);
