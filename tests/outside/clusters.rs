@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::{Client, Cluster, HELPER, House, Kind, Server, body, key, until};
 
 on_each_database!(
+    without mysql:
     a_space_lives_in_a_cluster_from_its_first_start_to_its_delete,
     a_space_is_reached_through_the_api_server,
     a_start_that_cannot_be_says_why_and_leaves_only_the_claim,
