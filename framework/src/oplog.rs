@@ -22,6 +22,24 @@ impl Tx<'_> {
         self.tell(row, action, changes)
     }
 
+    /// Appends a record of something that changes no column, with what there is
+    /// to say of it.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn log_noted<T: Record>(
+        &mut self,
+        row: &T,
+        action: &str,
+        notes: serde_json::Map<String, serde_json::Value>,
+    ) -> Result<()> {
+        let notes = notes.into_iter().map(|(name, value)| (name, serde_json::json!({ "new": value })));
+        let notes = serde_json::Value::Object(notes.collect()).to_string();
+        let changes = self.told(T::meta(), action).then(|| notes.clone());
+        self.append(T::meta(), row.base(), action, notes)?;
+        self.tell(row, action, changes)
+    }
+
     /// Appends the record of a change for the owner whose row it was until then,
     /// who is told of it and finds it in the audit, but does not see the row any
     /// more; `left` is the row as theirs.

@@ -9,8 +9,11 @@
 //! [`Driver::list`] tells what lives and what has ended.
 
 mod disk;
+mod follow;
 mod probe;
 mod process;
+mod pty;
+mod shell;
 mod shim;
 mod sweep;
 
@@ -28,7 +31,9 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+pub use disk::last_lines;
 pub use process::{Options, ProcessDriver};
+pub use shell::shell_main;
 pub use shim::shim_main;
 
 /// What a driver's methods return: a future that may be kept behind `dyn`.
@@ -73,6 +78,12 @@ pub trait Driver: Send + Sync + 'static {
     /// has taken note of yet (see [`Driver::stop`]).
     fn list(&self) -> Pending<'_, Result<Vec<Observed>>>;
 
+    /// What really is of one space, asked anew where [`Driver::list`] may be
+    /// behind: before somebody takes it for dead.
+    fn look<'a>(&'a self, id: &'a str) -> Pending<'a, Result<Option<Observed>>> {
+        Box::pin(async move { Ok(self.list().await?.into_iter().find(|it| it.id == id)) })
+    }
+
     /// What happens from now on. A receiver that falls behind is told so by
     /// the channel, and then reads [`Driver::list`].
     fn observe(&self) -> broadcast::Receiver<Observed>;
@@ -80,8 +91,9 @@ pub trait Driver: Send + Sync + 'static {
     /// The end of what the program wrote, at most `tail_bytes` of it.
     fn log<'a>(&'a self, id: &'a str, tail_bytes: usize) -> Pending<'a, Result<String>>;
 
-    /// What the program writes: the end of what is there, at most `tail_bytes`
-    /// of it, and all that comes until the run is over or the receiver is dropped.
+    /// What the program writes: the last `tail` lines of what is there (all of
+    /// it with `usize::MAX`), and whatever comes until the run is over or the
+    /// receiver is dropped. Nothing is read while nobody takes it.
     fn follow_log<'a>(&'a self, _: &'a str, _: usize) -> Pending<'a, Result<mpsc::Receiver<Bytes>>> {
         Box::pin(async { Err(Error::Unavailable("its log cannot be followed".to_owned())) })
     }
@@ -96,10 +108,37 @@ pub trait Driver: Send + Sync + 'static {
         Box::pin(async { Ok(Vec::new()) })
     }
 
+    /// What is wrong with a container that a template asks for, beyond what
+    /// holds for all: the patch does not fit. Asks nobody.
+    fn check(&self, _: &Container) -> Result<()> {
+        Ok(())
+    }
+
+    /// The node that a space runs on, if that is not this machine.
+    fn node<'a>(&'a self, _: &'a str) -> Pending<'a, Option<String>> {
+        Box::pin(async { None })
+    }
+
     /// Gives what is kept for the space its room, where that can be changed;
     /// `true` once it has it, `false` if it will after the next start.
     fn resize<'a>(&'a self, _: &'a Launch) -> Pending<'a, Result<bool>> {
         Box::pin(async { Ok(true) })
+    }
+
+    /// Whether this process may end what no row claims. Of several that look
+    /// at the same cluster one does.
+    fn reconciles(&self) -> bool {
+        true
+    }
+
+    /// How long a run that no row claims must have been seen before it is ended.
+    fn orphan_grace(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// This process ends: it gives up what others wait for. What runs goes on.
+    fn close(&self) -> Pending<'_, ()> {
+        Box::pin(async {})
     }
 }
 

@@ -8,14 +8,20 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rustix::process::{Pid, Signal};
 use tokio::runtime::Handle;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::AbortHandle;
 
 use crate::disk::{self, ExitFile, Folder, InstanceFile, LaunchFile, Run};
+use crate::follow::follow;
+use crate::pty::{self, Terminals};
 use crate::sweep::{self, Found};
-use crate::{Driver, Endpoint, Error, Exit, Instance, Launch, Observed, Pending, Phase, Result, probe};
+use crate::{
+    Driver, Endpoint, Error, Exit, Instance, Launch, Observed, Pending, Phase, Result, Terminal,
+    TerminalSize, probe,
+};
 
 /// What of Podyard's environment a program is given. Everything else, above
 /// all Podyard's own secrets, stays here.
@@ -86,6 +92,7 @@ struct Inner {
     /// The shims that this process started and must reap, by instance.
     children: Mutex<HashMap<String, Child>>,
     events: broadcast::Sender<Observed>,
+    terminals: Arc<Terminals>,
     runtime: Handle,
 }
 
@@ -127,6 +134,7 @@ impl ProcessDriver {
                 known: Mutex::default(),
                 children: Mutex::default(),
                 events: broadcast::Sender::new(EVENTS),
+                terminals: Arc::default(),
                 runtime,
             }))
         })
@@ -205,6 +213,11 @@ impl Driver for ProcessDriver {
         Box::pin(blocking(move || list(&inner)))
     }
 
+    fn look<'a>(&'a self, id: &'a str) -> Pending<'a, Result<Option<Observed>>> {
+        let (inner, id) = (self.inner.clone(), id.to_owned());
+        Box::pin(blocking(move || look(&inner, &id)))
+    }
+
     fn observe(&self) -> broadcast::Receiver<Observed> {
         self.inner.events.subscribe()
     }
@@ -215,6 +228,26 @@ impl Driver for ProcessDriver {
             let tail = inner.folder(&id)?.run().log_tail(tail_bytes as u64).map_err(Error::io("the log"))?;
             Ok(String::from_utf8_lossy(&tail).into_owned())
         }))
+    }
+
+    fn terminal<'a>(&'a self, id: &'a str, size: TerminalSize) -> Pending<'a, Result<Terminal>> {
+        Box::pin(async move {
+            let folder = self.inner.folder(id)?;
+            pty::open(&self.inner.terminals, folder, id, &self.inner.podyard, size, &self.inner.runtime).await
+        })
+    }
+
+    fn follow_log<'a>(&'a self, id: &'a str, tail: usize) -> Pending<'a, Result<mpsc::Receiver<Bytes>>> {
+        let (inner, id) = (self.inner.clone(), id.to_owned());
+        Box::pin(async move {
+            let (run, instance) = blocking(move || {
+                let run = inner.folder(&id)?.run();
+                let launch = run.launch().map_err(Error::io("the log"))?;
+                Ok((run, launch.map(|it| it.instance)))
+            })
+            .await?;
+            Ok(follow(run, instance, tail))
+        })
     }
 }
 
@@ -388,6 +421,7 @@ impl Watcher {
 
     /// Tells how it ended, and leaves nothing of it behind.
     async fn conclude(self) {
+        self.inner.terminals.end(&self.id, "the space has ended").await;
         let (inner, folder, instance) = (self.inner.clone(), self.folder.clone(), self.instance.clone());
         let concluded = blocking(move || {
             reap(&inner, &instance);
@@ -699,7 +733,7 @@ fn check(launch: &Launch) -> Result<()> {
     Ok(())
 }
 
-fn is_inherited(name: &str) -> bool {
+pub(crate) fn is_inherited(name: &str) -> bool {
     INHERITED.contains(&name) || name.starts_with("LC_")
 }
 
@@ -791,11 +825,13 @@ async fn stop(inner: &Arc<Inner>, id: &str, grace: Duration) -> Result<Option<Ex
             Asked::NotYet => return Err(Error::Stuck("the space's shim does not say who it is".into())),
         }
     };
+    inner.terminals.end(id, "the space was stopped").await;
     let (inner, id) = (inner.clone(), id.to_owned());
     blocking(move || {
         if let Some(instance) = &instance {
             reap(&inner, instance);
         }
+        pty::sweep(&folder).map_err(Error::io("what is left of the space cannot be ended"))?;
         let exit = take_note(&folder, instance.as_deref())?;
         if let (Some(instance), Some(exit)) = (&instance, &exit) {
             inner.finish(&id, instance, exit);
@@ -921,7 +957,9 @@ fn make_writable(path: &Path) -> io::Result<()> {
 }
 
 /// Runs what waits for the disk where it holds up nobody.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::Io { what: "the work was cut off".into(), source: io::Error::other(error) }),
