@@ -234,7 +234,9 @@ async fn running(inner: &Inner, space: &str) -> Result<Option<Seen>> {
 }
 
 /// Deletes a pod and waits until it is gone. A pod that runs gets a second at
-/// least: with less the cluster forgets it while its program still runs.
+/// least: with less the cluster forgets it while its program still runs. A
+/// kubelet keeps to the grace that it was given first; a later, shorter one is
+/// passed on for those that do not.
 pub(crate) async fn end(
     inner: &Arc<Inner>,
     space: &str,
