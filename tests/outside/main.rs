@@ -38,6 +38,7 @@ mod statements;
 mod story;
 mod strangers;
 mod tasks;
+mod terminal;
 mod watch;
 mod webhooks;
 mod workers;
