@@ -17,6 +17,7 @@ mod bases;
 mod caches;
 mod corners;
 mod crash;
+mod drivers;
 mod events;
 mod exports;
 mod filters;

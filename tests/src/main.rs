@@ -116,6 +116,11 @@ fn answer(stream: TcpStream) -> io::Result<()> {
             println!("with {number}");
             std::process::exit(i32::try_from(number).unwrap_or(1));
         }
+        "/say" => {
+            for i in 1..=number {
+                println!("line {i} of {number}");
+            }
+        }
         "/slow" => std::thread::sleep(Duration::from_millis(number)),
         "/evil" => {
             more = "Set-Cookie: podyard_session=evil; Path=/\r\nSet-Cookie: own=1; Path=/\r\n\

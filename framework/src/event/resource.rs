@@ -208,7 +208,8 @@ pub(crate) async fn of_row(
     policy::require(ctx.cred(), events.meta().source.verbs.list, "to list events")?;
     let request = query::parse(ctx, events.meta(), &params)?;
     let done = ctx.read(Cost::Unbounded, move |tx| events.list(tx, &request)).await?;
-    let value = if whole { with_besides(ctx, of.meta().keyword(), id, done.value).await? } else { done.value };
+    let value =
+        if whole { with_besides(ctx, of.meta().keyword(), id, done.value).await? } else { done.value };
     Ok(Done { value, statements: done.statements + found.statements, time: done.time + found.time })
 }
 

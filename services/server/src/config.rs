@@ -188,7 +188,14 @@ pub(crate) struct ServeArgs {
     pub(crate) stop_grace: u64,
     /// What runs spaces: process (programs of this machine), kubernetes, or both by comma. The first is for
     /// templates that name none.
-    #[arg(long, env = "PODYARD_DRIVER", value_enum, value_delimiter = ',', default_value = "process", value_name = "DRIVER")]
+    #[arg(
+        long,
+        env = "PODYARD_DRIVER",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "process",
+        value_name = "DRIVER"
+    )]
     pub(crate) driver: Vec<DriverName>,
     /// The image of Podyard itself: with it the first start makes the built-in template for Kubernetes, too.
     #[arg(long, env = "PODYARD_IMAGE", value_name = "IMAGE")]

@@ -40,19 +40,43 @@ pub(crate) struct KubernetesArgs {
     #[arg(long, env = "PODYARD_KUBERNETES_KUBECONFIG", value_name = "FILE")]
     pub(crate) kubernetes_kubeconfig: Option<PathBuf>,
     /// The context of that file; else its current one.
-    #[arg(long, env = "PODYARD_KUBERNETES_CONTEXT", default_value = "", hide_default_value = true, value_name = "NAME")]
+    #[arg(
+        long,
+        env = "PODYARD_KUBERNETES_CONTEXT",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NAME"
+    )]
     pub(crate) kubernetes_context: String,
     /// The namespace of the spaces; else the context's or the pod's own.
-    #[arg(long, env = "PODYARD_KUBERNETES_NAMESPACE", default_value = "", hide_default_value = true, value_name = "NAME")]
+    #[arg(
+        long,
+        env = "PODYARD_KUBERNETES_NAMESPACE",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NAME"
+    )]
     pub(crate) kubernetes_namespace: String,
     /// Which Podyard this is, as a label of its objects: what carries another one's is never touched.
     #[arg(long, env = "PODYARD_KUBERNETES_INSTALLATION", default_value = "podyard", value_name = "NAME")]
     pub(crate) kubernetes_installation: String,
     /// The name of this process in the Lease that says who looks after all spaces; else made up.
-    #[arg(long, env = "PODYARD_KUBERNETES_IDENTITY", default_value = "", hide_default_value = true, value_name = "NAME")]
+    #[arg(
+        long,
+        env = "PODYARD_KUBERNETES_IDENTITY",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NAME"
+    )]
     pub(crate) kubernetes_identity: String,
     /// The storage class of the spaces' files where a template names none; else the cluster's default.
-    #[arg(long, env = "PODYARD_KUBERNETES_STORAGE_CLASS", default_value = "", hide_default_value = true, value_name = "NAME")]
+    #[arg(
+        long,
+        env = "PODYARD_KUBERNETES_STORAGE_CLASS",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NAME"
+    )]
     pub(crate) kubernetes_storage_class: String,
     /// A secret with the login of an image registry, for all spaces. May be given several times.
     #[arg(long, env = "PODYARD_KUBERNETES_PULL_SECRET", value_delimiter = ',', value_name = "NAME")]
@@ -107,7 +131,9 @@ impl KubernetesArgs {
             context: self.kubernetes_context.clone(),
             namespace: self.kubernetes_namespace.clone(),
             installation: self.kubernetes_installation.clone(),
-            identity: Some(self.kubernetes_identity.clone()).filter(|it| !it.is_empty()).unwrap_or_else(identity),
+            identity: Some(self.kubernetes_identity.clone())
+                .filter(|it| !it.is_empty())
+                .unwrap_or_else(identity),
             storage_class: self.kubernetes_storage_class.clone(),
             pull_secrets: self.kubernetes_pull_secret.clone(),
             node_selector,
@@ -194,6 +220,7 @@ pub(crate) async fn controller(args: ControllerArgs) -> Result<(), String> {
 
 /// `podyard crd`.
 pub(crate) fn crd() -> Result<(), String> {
-    print!("{}", podyard_kubernetes::crd_yaml());
+    let text = serde_saphyr::to_string(&podyard_kubernetes::crd()).map_err(|e| e.to_string())?;
+    println!("# Made from the code by `podyard crd`.\n{}", text.trim_end());
     Ok(())
 }

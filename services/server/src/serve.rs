@@ -346,6 +346,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
     let grace = Duration::from_secs(args.shutdown_grace);
     tokio::join!(handle.stop(true), workers.drain(), terminals.shut_down(grace));
     let _ = serving.await;
+    process.spaces.close().await;
     tracing::info!("ended");
     Ok(())
 }
@@ -359,6 +360,7 @@ pub(crate) async fn work(args: ServeArgs) -> Result<(), String> {
     tracing::info!(database = args.data.database().redacted(), "works on tasks");
     asked_to_end().await?;
     workers.drain().await;
+    process.spaces.close().await;
     tracing::info!("ended");
     Ok(())
 }

@@ -289,7 +289,11 @@ pub(crate) fn check_url(url: &str) -> Result<(), String> {
             return Err("must not carry a login: use a secret of the template's patch".to_owned());
         }
         let known = ["https", "http", "ssh", "git"].contains(&scheme);
-        return if known && host(rest) && user.is_none_or(|it| !it.starts_with('-')) { Ok(()) } else { wrong() };
+        return if known && host(rest) && user.is_none_or(|it| !it.starts_with('-')) {
+            Ok(())
+        } else {
+            wrong()
+        };
     }
     // As ssh writes it: user@host:path.
     let short = url.split_once(':').and_then(|(who, path)| Some((who.split_once('@')?, path)));
@@ -310,7 +314,7 @@ pub(crate) fn check_branch(branch: &str) -> Result<(), String> {
         || branch.starts_with(['-', '/', '.'])
         || branch.ends_with(['/', '.'])
         || branch.ends_with(".lock")
-        || [ "..", "//", "@{", "/." ].iter().any(|it| branch.contains(it))
+        || ["..", "//", "@{", "/."].iter().any(|it| branch.contains(it))
         || branch.contains(odd);
     if bad { Err("is not the name of a branch".to_owned()) } else { Ok(()) }
 }
@@ -422,7 +426,10 @@ mod tests {
             (json!({"image": "a", "node_selector": {"a b": "c"}}), "container.node_selector.a b"),
             (json!({"image": "a", "node_selector": {"a": 1}}), "container.node_selector.a"),
             (json!({"image": "a", "tolerations": [{}]}), "container.tolerations[0].key"),
-            (json!({"image": "a", "tolerations": [{"key": "a", "effect": "x"}]}), "container.tolerations[0].effect"),
+            (
+                json!({"image": "a", "tolerations": [{"key": "a", "effect": "x"}]}),
+                "container.tolerations[0].effect",
+            ),
             (json!({"image": "a", "tolerations": [{"keys": "a"}]}), "container.tolerations[0].keys"),
             (
                 json!({"image": "a", "tolerations": [{"key": "a", "operator": "Exists", "value": "v"}]}),

@@ -54,11 +54,14 @@ async fn begin(req: &HttpRequest, app: &App, id: &str) -> Result<mpsc::Receiver<
         match key.as_ref() {
             "follow" => {}
             "tail" => {
-                let wrong = || Error::field("tail", format!("must be a number of lines from 0 to {MOST_LINES}"));
+                let wrong =
+                    || Error::field("tail", format!("must be a number of lines from 0 to {MOST_LINES}"));
                 let lines = value.parse::<u32>().ok().filter(|it| *it <= MOST_LINES);
                 tail = lines.ok_or_else(wrong)? as usize;
             }
-            "bytes" => return Err(Error::field("bytes", "cannot be asked for together with follow: use tail")),
+            "bytes" => {
+                return Err(Error::field("bytes", "cannot be asked for together with follow: use tail"));
+            }
             _ => return Err(Error::field(key.into_owned(), "is not a known parameter")),
         }
     }

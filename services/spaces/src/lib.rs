@@ -118,6 +118,13 @@ impl Spaces {
         &self.drivers
     }
 
+    /// The process ends: other processes take over what this one looked after.
+    pub async fn close(&self) {
+        for (driver, _) in &self.drivers {
+            driver.close().await;
+        }
+    }
+
     /// The name of the driver for templates that name none.
     #[must_use]
     pub fn default_driver(&self) -> &'static str {

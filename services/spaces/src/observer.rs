@@ -221,7 +221,13 @@ impl Observer {
     /// A program is gone: its row says so, if it still said that it ran and no
     /// task is on it.
     async fn died(&self, id: &str, exit: Option<&Exit>) -> Result<()> {
-        let (key, exit) = (id.to_owned(), exit.cloned());
+        // What was seen may be old by now, or be of the run before this one.
+        let exit = match self.driver.look(id).await.map_err(podyard::Error::internal)?.map(|it| it.phase) {
+            Some(Phase::Starting | Phase::Ready { .. }) => return Ok(()),
+            Some(Phase::Exited(exit)) => Some(exit),
+            None => exit.cloned(),
+        };
+        let key = id.to_owned();
         let done = self.ctx.write(None, move |tx| {
             let found = Space::select().eq("id", key.clone()).for_update().one(tx)?;
             let Some(mut space) = found.filter(|space| space.status == RUNNING) else { return Ok(()) };
@@ -230,7 +236,9 @@ impl Observer {
             let reason = match &exit {
                 Some(exit) if !exit.reason.is_empty() => exit.reason.clone(),
                 Some(Exit { code: Some(code), .. }) => format!("its program ended with exit code {code}"),
-                Some(Exit { signal: Some(signal), .. }) => format!("its program was ended by signal {signal}"),
+                Some(Exit { signal: Some(signal), .. }) => {
+                    format!("its program was ended by signal {signal}")
+                }
                 _ => "its program was gone".to_owned(),
             };
             tx.set_status(&mut space, STOPPED, &reason)?;
@@ -293,7 +301,8 @@ impl Observer {
         let key = seen.id.clone();
         let found = self.ctx.read(Cost::Bounded, move |tx| Space::select().eq("id", key.clone()).one(tx));
         let row = found.await?.value;
-        let claimed = row.as_ref().is_some_and(|it| [STARTING, RUNNING, STOPPING].contains(&it.status.as_str()));
+        let claimed =
+            row.as_ref().is_some_and(|it| [STARTING, RUNNING, STOPPING].contains(&it.status.as_str()));
         if claimed || active(&self.ctx, &seen.id).await? {
             self.orphans.remove(&seen.id);
             return Ok(());

@@ -48,19 +48,10 @@ fn template(id: &str, name: &str, kind: &str, icon: &str, description: &str) -> 
 fn of_this_machine() -> [Template; 3] {
     let about = "Browse, edit, upload and download the files of the space. Part of Podyard itself.";
     let mut files = template("files", "Files", "builtin", "📁", about);
-    files.command = words(&[
-        "{podyard}",
-        "files",
-        "--listen",
-        "127.0.0.1:{port}",
-        "--dir",
-        "{dir}",
-        "--base",
-        "{base}",
-    ]);
+    files.command =
+        words(&["{podyard}", "files", "--listen", "127.0.0.1:{port}", "--dir", "{dir}", "--base", "{base}"]);
     files.tags = words(&["files", "editor"]);
-    let mut code =
-        template("code-server", "code-server", "ide", "🖥️", "Visual Studio Code in the browser.");
+    let mut code = template("code-server", "code-server", "ide", "🖥️", "Visual Studio Code in the browser.");
     code.command = words(&[
         "code-server",
         "--bind-addr",
@@ -102,16 +93,8 @@ fn of_a_cluster(image: Option<&str>, alone: bool) -> Vec<Template> {
     if let Some(image) = image {
         let about = "Browse, edit, upload and download the files of the space. Part of Podyard itself.";
         let mut files = template(&id("files"), &name("Files"), "builtin", "📁", about);
-        files.command = words(&[
-            "podyard",
-            "files",
-            "--listen",
-            "0.0.0.0:{port}",
-            "--dir",
-            "{dir}",
-            "--base",
-            "{base}",
-        ]);
+        files.command =
+            words(&["podyard", "files", "--listen", "0.0.0.0:{port}", "--dir", "{dir}", "--base", "{base}"]);
         files.container = container(json!({"image": image}));
         files.tags = words(&["files", "editor"]);
         all.push(files);

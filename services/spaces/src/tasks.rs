@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use podyard::task::{Reason, ReasonKind, Stage, TaskCtx, Wait};
 use podyard::{Error, Nothing, Result, Tx, stages};
-use podyard_driver::{Exit, Phase};
+use podyard_driver::{Exit, Observed, Phase};
 use serde::{Deserialize, Serialize};
 
 use crate::launch::{driver_error, launch, start_limit};
@@ -38,12 +38,17 @@ async fn end<P>(t: &TaskCtx<Space, P>, driver: &str, grace: Duration) -> Result<
     spaces.driver(driver)?.stop(&t.object().id, grace).await.map_err(driver_error)
 }
 
-/// Why the space is no further, as far as its driver can tell.
-async fn detail(t: &TaskCtx<Space, Nothing>) -> Option<String> {
-    let spaces = t.ctx().service::<Spaces>().ok()?;
-    let all = spaces.driver(&t.object().driver).ok()?.list().await.ok()?;
-    let seen = all.into_iter().find(|it| it.id == t.object().id)?;
-    Some(seen.detail).filter(|it| !it.is_empty())
+/// What its driver sees of the space.
+async fn seen(t: &TaskCtx<Space, Nothing>) -> Result<Option<Observed>> {
+    let spaces = t.ctx().service::<Spaces>()?;
+    spaces.driver(&t.object().driver)?.look(&t.object().id).await.map_err(driver_error)
+}
+
+/// The space runs: its row will say so.
+async fn runs(t: &TaskCtx<Space, Nothing>) -> Result<Stage> {
+    let spaces = t.ctx().service::<Spaces>()?;
+    let node = spaces.driver(&t.object().driver)?.node(&t.object().id).await;
+    Ok(Stage::complete().with(move |tx: &mut Tx<'_>, space: &mut Space| running(tx, space, node)))
 }
 
 fn describe(exit: &Exit) -> String {
@@ -75,14 +80,24 @@ async fn give_up(t: &mut TaskCtx<Space, Nothing>, why: Reason) -> Stage {
     {
         waiters.forget(&t.object().id);
     }
-    // Asked before what would tell it is gone.
-    let waited = if why.is_timeout() { detail(t).await } else { None };
+    let mut detail = None;
+    if why.is_timeout() {
+        // Asked before what would tell it is gone.
+        match seen(t).await {
+            // Nobody was there to be told: Podyard was down.
+            Ok(Some(Observed { phase: Phase::Ready { .. }, .. })) => {
+                return runs(t).await.unwrap_or_else(|error| Stage::retry(error.message().to_owned()));
+            }
+            Ok(seen) => detail = seen.map(|it| it.detail).filter(|it| !it.is_empty()),
+            Err(error) => return Stage::retry(error.message().to_owned()),
+        }
+    }
     let exit = match end(t, &t.object().driver, Duration::ZERO).await {
         Ok(exit) => exit,
         Err(error) => return Stage::retry(error.message().to_owned()),
     };
     let cancelled = why.kind == ReasonKind::Cancelled;
-    let why = match waited {
+    let why = match detail {
         Some(detail) => Reason::new(why.kind, &format!("{why}: {detail}")),
         None => why,
     };
@@ -96,20 +111,12 @@ async fn give_up(t: &mut TaskCtx<Space, Nothing>, why: Reason) -> Stage {
 /// Goes on with what the observer told.
 async fn started(t: &mut TaskCtx<Space, Nothing>, data: &Started, again: Wait) -> Result<Stage> {
     let exit = match data {
-        Started::Ready => {
-            let spaces = t.ctx().service::<Spaces>()?;
-            let node = spaces.driver(&t.object().driver)?.node(&t.object().id).await;
-            return Ok(Stage::complete()
-                .with(move |tx: &mut Tx<'_>, space: &mut Space| running(tx, space, node)));
-        }
+        Started::Ready => return runs(t).await,
         Started::Exited(exit) => exit,
     };
     // Another process's observer knows no instances: if a program lives, the
     // news was of the run before it.
-    let spaces = t.ctx().service::<Spaces>()?;
-    let all = spaces.driver(&t.object().driver)?.list().await.map_err(driver_error)?;
-    let id = &t.object().id;
-    if all.iter().any(|it| it.id == *id && !matches!(it.phase, Phase::Exited(_))) {
+    if seen(t).await?.is_some_and(|it| !matches!(it.phase, Phase::Exited(_))) {
         let within = begin(t).await?;
         return Ok(again.within(within));
     }
@@ -199,7 +206,7 @@ impl SpaceRestart {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ResizeParams {
     /// The size that it had.
-    pub(crate) from: String,
+    pub from: String,
 }
 
 /// Has a space's storage grow to what its size says.
@@ -238,7 +245,7 @@ impl SpaceResize {
 pub struct DeleteParams {
     /// The driver that has the files. (Tasks from before there were several say none.)
     #[serde(default = "process")]
-    pub(crate) driver: String,
+    pub driver: String,
 }
 
 fn process() -> String {

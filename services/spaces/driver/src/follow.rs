@@ -32,12 +32,7 @@ pub(crate) fn follow(run: Run, instance: Option<String>, tail: usize) -> mpsc::R
     receiver
 }
 
-async fn copy(
-    run: Run,
-    instance: Option<String>,
-    tail: usize,
-    to: &mpsc::Sender<Bytes>,
-) -> io::Result<()> {
+async fn copy(run: Run, instance: Option<String>, tail: usize, to: &mpsc::Sender<Bytes>) -> io::Result<()> {
     let begin = {
         let run = run.clone();
         off_thread(move || Reader::begin(run, tail))
@@ -79,7 +74,9 @@ async fn copy(
     }
 }
 
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
@@ -101,7 +98,10 @@ impl Reader {
         }
         // Renamed meanwhile, it would be the file that is open; then this is all there was.
         let renamed = file.as_ref().is_some_and(|it| is_same_file(it, &run.file("log.1")));
-        if !renamed && lines_from(&text, tail) == 0 && let Some(mut older) = open(&run, "log.1")? {
+        if !renamed
+            && lines_from(&text, tail) == 0
+            && let Some(mut older) = open(&run, "log.1")?
+        {
             let mut all = Vec::new();
             older.read_to_end(&mut all)?;
             all.append(&mut text);

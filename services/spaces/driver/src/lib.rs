@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+pub use disk::last_lines;
 pub use process::{Options, ProcessDriver};
 pub use shell::shell_main;
 pub use shim::shim_main;
@@ -76,6 +77,12 @@ pub trait Driver: Send + Sync + 'static {
     /// What really is: every space that lives, and every one whose exit nobody
     /// has taken note of yet (see [`Driver::stop`]).
     fn list(&self) -> Pending<'_, Result<Vec<Observed>>>;
+
+    /// What really is of one space, asked anew where [`Driver::list`] may be
+    /// behind: before somebody takes it for dead.
+    fn look<'a>(&'a self, id: &'a str) -> Pending<'a, Result<Option<Observed>>> {
+        Box::pin(async move { Ok(self.list().await?.into_iter().find(|it| it.id == id)) })
+    }
 
     /// What happens from now on. A receiver that falls behind is told so by
     /// the channel, and then reads [`Driver::list`].
@@ -127,6 +134,11 @@ pub trait Driver: Send + Sync + 'static {
     /// How long a run that no row claims must have been seen before it is ended.
     fn orphan_grace(&self) -> Duration {
         Duration::ZERO
+    }
+
+    /// This process ends: it gives up what others wait for. What runs goes on.
+    fn close(&self) -> Pending<'_, ()> {
+        Box::pin(async {})
     }
 }
 

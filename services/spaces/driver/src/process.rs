@@ -213,6 +213,11 @@ impl Driver for ProcessDriver {
         Box::pin(blocking(move || list(&inner)))
     }
 
+    fn look<'a>(&'a self, id: &'a str) -> Pending<'a, Result<Option<Observed>>> {
+        let (inner, id) = (self.inner.clone(), id.to_owned());
+        Box::pin(blocking(move || look(&inner, &id)))
+    }
+
     fn observe(&self) -> broadcast::Receiver<Observed> {
         self.inner.events.subscribe()
     }

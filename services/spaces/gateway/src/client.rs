@@ -156,7 +156,12 @@ pub(crate) struct Limits {
 }
 
 /// A new connection. With `upgrade`, its stream can be taken over after a `101`.
-async fn connect(addr: SocketAddr, way: Option<&Way>, limit: Duration, upgrade: bool) -> Result<Sender, Failure> {
+async fn connect(
+    addr: SocketAddr,
+    way: Option<&Way>,
+    limit: Duration,
+    upgrade: bool,
+) -> Result<Sender, Failure> {
     let late = || Failure::Connect(io::ErrorKind::TimedOut.into());
     if let Some(way) = way {
         let connected = timeout(limit, way.0.connect()).await.map_err(|_| late())?;

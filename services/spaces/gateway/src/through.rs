@@ -29,7 +29,8 @@ const STATUS: usize = 16 * 1024;
 const IDENTITY: [&str; 2] = ["impersonate-", "x-remote-"];
 
 /// What the API server adds to all of its answers.
-const ITS_OWN: [&str; 3] = ["audit-id", "x-kubernetes-pf-flowschema-uid", "x-kubernetes-pf-prioritylevel-uid"];
+const ITS_OWN: [&str; 3] =
+    ["audit-id", "x-kubernetes-pf-flowschema-uid", "x-kubernetes-pf-prioritylevel-uid"];
 
 /// What it says of every answer, also where the program has said something else.
 const UNKEPT: &[u8] = b"no-cache, private";
@@ -63,7 +64,8 @@ pub(crate) fn outward(headers: &mut HeaderMap, way: &Way) {
     // Pages must be readable for their links to be put right.
     headers.insert(up::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     for (name, value) in way.0.headers() {
-        let (Ok(name), Ok(mut value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(&value))
+        let (Ok(name), Ok(mut value)) =
+            (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(&value))
         else {
             continue;
         };
@@ -155,7 +157,10 @@ pub(crate) enum Verdict {
 
 /// Looks at an answer that has failed. The API server's own is short JSON.
 pub(crate) async fn judge(response: &mut Response<Incoming>) -> Verdict {
-    let json = response.headers().get(up::CONTENT_TYPE).is_some_and(|it| it.as_bytes().starts_with(b"application/json"));
+    let json = response
+        .headers()
+        .get(up::CONTENT_TYPE)
+        .is_some_and(|it| it.as_bytes().starts_with(b"application/json"));
     if !json || !response.status().is_client_error() && !response.status().is_server_error() {
         return Verdict::Program(Vec::new());
     }
@@ -333,6 +338,9 @@ mod tests {
         }
         homeward(&mut headers, &way());
         assert_eq!(headers.len(), 2, "{headers:?}");
-        assert_eq!((&headers["cache-control"], &headers["location"]), (&"max-age=60".parse().unwrap(), &"/x".parse().unwrap()));
+        assert_eq!(
+            (&headers["cache-control"], &headers["location"]),
+            (&"max-age=60".parse().unwrap(), &"/x".parse().unwrap())
+        );
     }
 }

@@ -25,8 +25,8 @@ use actix_web::{
 };
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::Stream;
-use socket2::{SockRef, Socket};
 use podyard_driver::Stream as Way;
+use socket2::{SockRef, Socket};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf},
     net::{
@@ -242,13 +242,7 @@ impl Tunnel {
 }
 
 /// The up side, and the end of both.
-async fn run(
-    payload: web::Payload,
-    write: Writing,
-    shared: Rc<Shared>,
-    watched: Watched,
-    _open: OpenTunnel,
-) {
+async fn run(payload: web::Payload, write: Writing, shared: Rc<Shared>, watched: Watched, _open: OpenTunnel) {
     let finish = watched.inner.options.finish_timeout;
     let limit = watched.inner.options.tunnel_buffer;
     let sid = watched.ask.sid.clone();

@@ -80,22 +80,28 @@ async fn what_the_proxy_wrote_into_answers_is_taken_out() {
     assert_eq!(reply.header("audit-id"), None);
 
     // Its own length is the changed page's no more.
-    let answer = format!("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {}\r\n\r\n{page}", page.len());
+    let answer =
+        format!("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {}\r\n\r\n{page}", page.len());
     open(&server, "s2", canned(answer).await);
     assert_eq!(server.get("/ws/s2/", "").await.text(), "<a href=\"/x\">x</a><img src=\"/y.png\">");
 
     // What is no page stays as it is.
-    let answer = format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{page}", page.len());
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{page}",
+        page.len()
+    );
     open(&server, "s3", canned(answer).await);
     assert_eq!(server.get("/ws/s3/", "").await.text(), page);
 
-    for (location, want) in [
-        (format!("{PREFIX}/login?to=/x"), "/ws/s4/login?to=/x"),
-        (format!("https://api.example:6443{PREFIX}/x"), "/ws/s4/x"),
-        ("https://elsewhere.example/x".to_owned(), "https://elsewhere.example/x"),
+    for (sid, location, want) in [
+        ("s4", format!("{PREFIX}/login?to=/x"), "/ws/s4/login?to=/x"),
+        ("s5", format!("https://api.example:6443{PREFIX}/x"), "/ws/s5/x"),
+        ("s6", "https://elsewhere.example/x".to_owned(), "https://elsewhere.example/x"),
     ] {
-        open(&server, "s4", canned(format!("HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n")).await);
-        assert_eq!(server.get("/ws/s4/", "").await.header("location"), Some(want), "{location}");
+        let answer = format!("HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+        open(&server, sid, canned(answer).await);
+        let reply = server.get(&format!("/ws/{sid}/"), "").await;
+        assert_eq!(reply.header("location"), Some(want), "{location}");
     }
 }
 
@@ -103,7 +109,9 @@ async fn what_the_proxy_wrote_into_answers_is_taken_out() {
 async fn an_api_server_that_does_not_reach_the_program_is_a_bad_gateway() {
     let server = Server::start();
     let status = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"error trying to reach service: dial tcp 10.1.2.3:8080: connect: connection refused","reason":"ServiceUnavailable","code":503}"#;
-    for (code, sid) in [("503 Service Unavailable", "s1"), ("404 Not Found", "s2"), ("401 Unauthorized", "s3")] {
+    for (code, sid) in
+        [("503 Service Unavailable", "s1"), ("404 Not Found", "s2"), ("401 Unauthorized", "s3")]
+    {
         let answer = format!(
             "HTTP/1.1 {code}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{status}",
             status.len()
@@ -114,19 +122,22 @@ async fn an_api_server_that_does_not_reach_the_program_is_a_bad_gateway() {
         assert!(!reply.text().contains("10.1.2.3"), "{}", reply.text());
     }
     // The program's own errors pass, whole.
-    for body in [r#"{"kind":"Status","code":7}"#.to_owned(), format!("{{\"error\":\"{}\"}}", "x".repeat(100_000))] {
+    for (sid, body) in [
+        ("s4", r#"{"kind":"Status","code":7}"#.to_owned()),
+        ("s5", format!("{{\"error\":\"{}\"}}", "x".repeat(100_000))),
+    ] {
         let answer = format!(
             "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
-        open(&server, "s4", canned(answer).await);
-        let reply = server.get("/ws/s4/", "").await;
+        open(&server, sid, canned(answer).await);
+        let reply = server.get(&format!("/ws/{sid}/"), "").await;
         assert_eq!((reply.status, reply.text() == body), (503, true));
     }
     // Nobody there at all.
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    open(&server, "s5", gone);
-    assert_eq!(server.get("/ws/s5/", "").await.status, 502);
+    open(&server, "s6", gone);
+    assert_eq!(server.get("/ws/s6/", "").await.status, 502);
 }
 
 #[actix_web::test]
@@ -172,7 +183,10 @@ async fn websockets_go_through_and_both_ends_end() {
     let mut got = rest;
     while got.len() < sent.len() + 5 {
         let mut piece = vec![0; 65536];
-        let n = tokio::time::timeout(std::time::Duration::from_secs(20), read.read(&mut piece)).await.unwrap().unwrap();
+        let n = tokio::time::timeout(std::time::Duration::from_secs(20), read.read(&mut piece))
+            .await
+            .unwrap()
+            .unwrap();
         assert!(n > 0, "it ended after {}", got.len());
         got.extend_from_slice(&piece[..n]);
     }

@@ -1,6 +1,6 @@
 //! What this process knows of all pods and claims of its installation.
 //!
-//! Two watches feed it ([`crate::watch`]), and whoever just asked the API
+//! Two watches feed it ([`crate::watches`]), and whoever just asked the API
 //! server about one pod. What it learns it tells: to observers, and to those
 //! who wait for a change. It asks for nothing itself.
 
@@ -21,6 +21,9 @@ const EVENTS: usize = 4096;
 
 /// For how long an exit that nobody took note of is told.
 const REMEMBERED: Duration = Duration::from_secs(600);
+
+/// How long a controller may take to make a pod anew.
+const AWAITED: Duration = Duration::from_secs(60);
 
 /// When a start that goes on is looked at again, after it was first seen.
 const LOOKS: [u64; 5] = [2, 5, 10, 20, 40];
@@ -63,6 +66,8 @@ struct Known {
     claims: HashMap<String, Kept>,
     tombs: HashMap<String, Tomb>,
     looks: HashMap<String, Look>,
+    /// Runs whose pod a controller is to make anew, and since when.
+    awaited: HashMap<String, (Box<str>, Instant)>,
     /// Pods that are no more, of which the watch may still bring old news.
     dead: HashMap<Box<str>, Instant>,
     synced: (bool, bool),
@@ -82,16 +87,19 @@ pub(crate) struct Cache {
     changed: watch::Sender<()>,
     finished: mpsc::UnboundedSender<Finished>,
     ways: Ways,
+    /// Whether a pod that is deleted from outside is made anew by a controller.
+    remade: bool,
 }
 
 impl Cache {
-    pub(crate) fn new(finished: mpsc::UnboundedSender<Finished>, ways: Ways) -> Self {
+    pub(crate) fn new(finished: mpsc::UnboundedSender<Finished>, ways: Ways, remade: bool) -> Self {
         Self {
             known: Mutex::default(),
             observed: broadcast::Sender::new(EVENTS),
             changed: watch::Sender::new(()),
             finished,
             ways,
+            remade,
         }
     }
 
@@ -140,7 +148,12 @@ impl Cache {
 
     fn exited(&self, space: &str, instance: &str, exit: Exit) {
         let detail = exit.reason.clone();
-        self.tell(Observed { id: space.to_owned(), instance: instance.to_owned(), phase: Phase::Exited(exit), detail });
+        self.tell(Observed {
+            id: space.to_owned(),
+            instance: instance.to_owned(),
+            phase: Phase::Exited(exit),
+            detail,
+        });
     }
 
     /// A pod was seen: by the watch, or `fresh` from an answer of its own.
@@ -188,6 +201,7 @@ impl Cache {
             known.looks.remove(space);
         }
         known.tombs.remove(space);
+        known.awaited.remove(space);
         known.pods.insert(space.to_owned(), entry);
         drop(known);
         if let Some(told) = told {
@@ -208,6 +222,15 @@ impl Cache {
         }
         let Some(entry) = known.pods.remove(space) else { return };
         known.looks.remove(space);
+        if self.remade && !entry.stopped && !entry.seen.is_over() {
+            let instance = entry.seen.instance.clone();
+            known.dead.insert(uid.into(), Instant::now());
+            known.awaited.insert(space.to_owned(), (instance.clone(), Instant::now()));
+            drop(known);
+            self.tell(awaiting(space, &instance));
+            self.changed.send_replace(());
+            return;
+        }
         let untold = entry.exit.is_none();
         let exit = entry.exit.unwrap_or_else(|| {
             let ended = match entry.seen.stage {
@@ -266,9 +289,10 @@ impl Cache {
             let mut known = self.known();
             known.synced.0 = true;
             known.trouble = None;
-            let missing = known.pods.iter().filter(|(space, entry)| {
-                !seen.contains(*space) && entry.fresh.is_none_or(|at| at < began)
-            });
+            let missing = known
+                .pods
+                .iter()
+                .filter(|(space, entry)| !seen.contains(*space) && entry.fresh.is_none_or(|at| at < began));
             missing.map(|(space, entry)| (space.clone(), entry.seen.uid.clone())).collect()
         };
         for (space, uid) in gone {
@@ -350,12 +374,40 @@ impl Cache {
             phase: Phase::Exited(tomb.exit.clone()),
             detail: tomb.exit.reason.clone(),
         });
-        pods.chain(tombs).collect()
+        let awaited = known.awaited.iter().map(|(space, (instance, _))| awaiting(space, instance));
+        pods.chain(tombs).chain(awaited).collect()
+    }
+
+    /// The runs whose pods no controller made anew are over.
+    pub(crate) fn give_up_waiting(&self) {
+        let mut known = self.known();
+        let late = |since: &Instant| since.elapsed() >= AWAITED;
+        let over: Vec<(String, Box<str>)> = known
+            .awaited
+            .iter()
+            .filter(|(_, (_, since))| late(since))
+            .map(|(space, (instance, _))| (space.clone(), instance.clone()))
+            .collect();
+        for (space, instance) in over {
+            known.awaited.remove(&space);
+            let reason = "its pod was deleted in the cluster, and no controller made it anew".to_owned();
+            let exit = exit_of(&Ended { reason, ..Ended::default() }, Vec::new());
+            let tomb = Tomb { instance: instance.clone(), exit: exit.clone(), since: Instant::now() };
+            known.tombs.insert(space.clone(), tomb);
+            self.exited(&space, &instance, exit);
+        }
     }
 
     /// Somebody takes note of an exit: it is not told again.
     pub(crate) fn take_note(&self, space: &str) -> Option<Exit> {
-        self.known().tombs.remove(space).map(|it| it.exit)
+        let mut known = self.known();
+        known.awaited.remove(space);
+        known.tombs.remove(space).map(|it| it.exit)
+    }
+
+    /// Whether an exit waits to be taken note of.
+    pub(crate) fn is_noted(&self, space: &str) -> bool {
+        self.known().tombs.contains_key(space)
     }
 
     /// The starts that are to be looked at now.
@@ -384,6 +436,15 @@ fn detail(entry: &Entry) -> String {
         "its pod is being deleted in the cluster".to_owned()
     } else {
         entry.seen.why.clone()
+    }
+}
+
+fn awaiting(space: &str, instance: &str) -> Observed {
+    Observed {
+        id: space.to_owned(),
+        instance: instance.to_owned(),
+        phase: Phase::Starting,
+        detail: "its pod was deleted in the cluster and is made anew".to_owned(),
     }
 }
 

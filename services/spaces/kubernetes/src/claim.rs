@@ -58,23 +58,19 @@ impl Kept {
     }
 }
 
-/// The claim of a space, as it is applied. What is there already keeps its
-/// class, which cannot be changed, and never shrinks.
-pub(crate) fn claim(
-    launch: &Launch,
-    options: &Options,
-    kept: Option<&Kept>,
-    owner: Option<&OwnerReference>,
-) -> Result<Value> {
+/// The claim's name. One that is there keeps its own: its space may have been
+/// another's when it was made.
+pub(crate) fn name_of(launch: &Launch, kept: Option<&Kept>) -> String {
+    kept.map_or_else(|| names::object_name(launch), |it| it.name.clone())
+}
+
+/// The claim of a space, as it is first applied. Later only its size changes:
+/// see [`grown`].
+pub(crate) fn claim(launch: &Launch, options: &Options, owner: Option<&OwnerReference>) -> Result<Value> {
     let own = launch.container.as_ref().map(|it| it.storage_class.clone()).unwrap_or_default();
     if quantity::parse(&launch.storage).is_none_or(|it| it == 0) {
         return Err(Error::Invalid(format!("the storage {:?} is not a quantity like 8Gi", launch.storage)));
     }
-    let class = match kept {
-        Some(kept) => kept.class.clone(),
-        None => [own, options.storage_class.clone()].into_iter().find(|it| !it.is_empty()),
-    };
-    let size = kept.filter(|it| !it.is_less_than(&launch.storage)).map_or(&launch.storage, |it| &it.asked);
     let mut claim = json!({
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -85,16 +81,21 @@ pub(crate) fn claim(
         },
         "spec": {
             "accessModes": ["ReadWriteOnce"],
-            "resources": { "requests": { "storage": size } },
+            "resources": { "requests": { "storage": launch.storage } },
         },
     });
-    if let Some(class) = class {
+    if let Some(class) = [own, options.storage_class.clone()].into_iter().find(|it| !it.is_empty()) {
         claim["spec"]["storageClassName"] = json!(class);
     }
     if let Some(owner) = owner {
         claim["metadata"]["ownerReferences"] = json!([owner]);
     }
     Ok(claim)
+}
+
+/// What is merged into a claim that is to be larger.
+pub(crate) fn grown(storage: &str) -> Value {
+    json!({ "spec": { "resources": { "requests": { "storage": storage } } } })
 }
 
 #[cfg(test)]
@@ -104,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_new_claim() {
-        let made = claim(&launch(), &Options::default(), None, None).unwrap();
+        let made = claim(&launch(), &Options::default(), None).unwrap();
         let wanted = json!({
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
@@ -132,28 +133,19 @@ mod tests {
     #[test]
     fn the_template_names_the_class_before_the_configuration() {
         let options = Options { storage_class: "slow".into(), ..Options::default() };
-        let class = |launch: &Launch, kept: Option<&Kept>| {
-            claim(launch, &options, kept, None).unwrap()["spec"]["storageClassName"].clone()
-        };
-        assert_eq!(class(&launch(), None), "slow");
+        let class =
+            |launch: &Launch| claim(launch, &options, None).unwrap()["spec"]["storageClassName"].clone();
+        assert_eq!(class(&launch()), "slow");
         let mut other = launch();
         other.container.as_mut().unwrap().storage_class = "fast".into();
-        assert_eq!(class(&other, None), "fast");
-        let kept = Kept { class: Some("first".into()), ..Kept::default() };
-        assert_eq!(class(&other, Some(&kept)), "first");
+        assert_eq!(class(&other), "fast");
     }
 
     #[test]
-    fn it_grows_and_never_shrinks() {
-        let size = |asked: &str| {
-            let kept = Kept { asked: asked.into(), ..Kept::default() };
-            claim(&launch(), &Options::default(), Some(&kept), None).unwrap()["spec"]["resources"]["requests"]
-                ["storage"]
-                .clone()
-        };
-        assert_eq!(size("4Gi"), "8Gi");
-        assert_eq!(size("10Gi"), "10Gi");
+    fn sizes() {
+        let kept = Kept { asked: "4Gi".into(), ..Kept::default() };
+        assert!(kept.is_less_than("8Gi") && !kept.is_less_than("4096Mi") && !kept.is_less_than("1G"));
         let wrong = Launch { storage: "much".into(), ..launch() };
-        assert!(claim(&wrong, &Options::default(), None, None).is_err());
+        assert!(claim(&wrong, &Options::default(), None).is_err());
     }
 }

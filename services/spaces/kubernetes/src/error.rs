@@ -66,7 +66,9 @@ pub(crate) fn told(what: &str, error: kube::Error) -> Error {
             Error::Unavailable(format!("Podyard has no right to that in the cluster: {message}"))
         }
         403 => Error::Unavailable(format!("the cluster does not allow it: {message}")),
-        404 if kind == "namespaces" => Error::Unavailable(format!("the cluster's namespace is not there: {message}")),
+        404 if kind == "namespaces" => {
+            Error::Unavailable(format!("the cluster's namespace is not there: {message}"))
+        }
         400 | 422 => Error::Invalid(format!("the cluster does not take it: {message}")),
         // Others that changed it at the same time, too many requests, the server's own trouble.
         code => Error::Io {
@@ -78,9 +80,19 @@ pub(crate) fn told(what: &str, error: kube::Error) -> Error {
 
 /// What an admission says when something is full or has no size.
 fn is_quota(message: &str) -> bool {
-    ["exceeded quota", "failed quota", "maximum memory usage", "maximum cpu usage", "minimum memory usage",
-        "minimum cpu usage", "must specify limits"].iter().any(|it| message.contains(it))
-        || message.contains("usage per Container") || message.contains("usage per Pod")
+    [
+        "exceeded quota",
+        "failed quota",
+        "maximum memory usage",
+        "maximum cpu usage",
+        "minimum memory usage",
+        "minimum cpu usage",
+        "must specify limits",
+    ]
+    .iter()
+    .any(|it| message.contains(it))
+        || message.contains("usage per Container")
+        || message.contains("usage per Pod")
 }
 
 /// An error with all that caused it.
@@ -104,21 +116,36 @@ mod tests {
     use super::*;
 
     fn answer(code: u16, kind: &str, message: &str) -> Error {
-        let details = StatusDetails { kind: kind.into(), ..StatusDetails::default() };
+        let details: StatusDetails = serde_json::from_value(serde_json::json!({ "kind": kind })).unwrap();
         let status = Status { code, message: message.into(), details: Some(details), ..Status::default() };
         told("it cannot be done", kube::Error::Api(status.boxed()))
     }
 
     #[test]
     fn what_a_cluster_refuses() {
-        let quota = answer(403, "pods", "pods \"b\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1");
+        let quota = answer(
+            403,
+            "pods",
+            "pods \"b\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1",
+        );
         assert!(matches!(&quota, Error::Unavailable(text) if text.contains("quota of")), "{quota}");
-        let limit = answer(403, "pods", "pods \"x\" is forbidden: maximum memory usage per Container is 64Mi, but limit is 128Mi");
+        let limit = answer(
+            403,
+            "pods",
+            "pods \"x\" is forbidden: maximum memory usage per Container is 64Mi, but limit is 128Mi",
+        );
         assert!(matches!(&limit, Error::Unavailable(text) if text.contains("quota of")), "{limit}");
-        let right = answer(403, "pods", "pods is forbidden: User \"u\" cannot create resource \"pods\" in API group \"\"");
+        let right = answer(
+            403,
+            "pods",
+            "pods is forbidden: User \"u\" cannot create resource \"pods\" in API group \"\"",
+        );
         assert!(matches!(&right, Error::Unavailable(text) if text.contains("no right")), "{right}");
         let gone = answer(404, "namespaces", "namespaces \"x\" not found");
-        assert!(matches!(&gone, Error::Unavailable(text) if text.contains("namespace is not there")), "{gone}");
+        assert!(
+            matches!(&gone, Error::Unavailable(text) if text.contains("namespace is not there")),
+            "{gone}"
+        );
         let wrong = answer(422, "Pod", "Pod \"x\" is invalid: spec");
         assert!(matches!(&wrong, Error::Invalid(text) if text.contains("spec")), "{wrong}");
         assert!(matches!(answer(401, "", "Unauthorized"), Error::Unavailable(_)));

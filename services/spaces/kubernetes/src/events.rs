@@ -1,8 +1,8 @@
 //! What the cluster tells of a space's objects.
 
 use k8s_openapi::api::core::v1::Event;
-use kube::api::{Api, ListParams};
 use kube::Client;
+use kube::api::{Api, ListParams};
 use podyard_driver::{Happening, Result};
 
 use crate::error::ask;

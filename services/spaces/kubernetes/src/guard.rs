@@ -31,8 +31,16 @@ const OWN: &[&str] = &[
 ];
 
 /// The volumes that are no way out of the pod.
-const VOLUMES: &[&str] =
-    &["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"];
+const VOLUMES: &[&str] = &[
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+];
 
 /// Says what a patch changed that it may not.
 pub(crate) fn unchanged(before: &Value, after: &Value) -> Result<(), String> {
@@ -45,7 +53,9 @@ pub(crate) fn unchanged(before: &Value, after: &Value) -> Result<(), String> {
             all.into_iter().filter(|(key, _)| key.starts_with(DOMAIN) || key == MANAGED_BY).collect()
         };
         if own(before) != own(after) {
-            return Err(format!("metadata.{kind}: what begins with {DOMAIN} cannot be patched, nor {MANAGED_BY}"));
+            return Err(format!(
+                "metadata.{kind}: what begins with {DOMAIN} cannot be patched, nor {MANAGED_BY}"
+            ));
         }
     }
     let named = |pod: &Value, list: &str, name: &str| {
@@ -59,7 +69,9 @@ pub(crate) fn unchanged(before: &Value, after: &Value) -> Result<(), String> {
     let before = named(before, "containers", MAIN).unwrap_or_default();
     let ours = |container: &Value| -> Vec<Value> {
         let of = |list: &str| container[list].as_array().cloned().unwrap_or_default();
-        let env = of("env").into_iter().filter(|it| it["name"].as_str().is_some_and(|it| it.starts_with("PODYARD_")));
+        let env = of("env")
+            .into_iter()
+            .filter(|it| it["name"].as_str().is_some_and(|it| it.starts_with("PODYARD_")));
         let mounts = of("volumeMounts").into_iter().filter(|it| it["name"] == FILES);
         let mut all: Vec<Value> = env.chain(mounts).collect();
         all.sort_by_key(Value::to_string);

@@ -43,7 +43,7 @@ pub(crate) fn object_name(launch: &Launch) -> String {
 
 /// `text` as a piece of a name: as it is if it may stand there, a UUID without
 /// its dashes, anything else cut and told apart by a digest of the whole.
-fn part(text: &str, most: usize) -> String {
+pub(crate) fn part(text: &str, most: usize) -> String {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     if !text.is_empty() && text.len() <= most && text.chars().all(plain) {
         return text.to_owned();
@@ -52,7 +52,8 @@ fn part(text: &str, most: usize) -> String {
     if is_uuid(text) && bare.len() <= most {
         return bare;
     }
-    let kept = text.to_ascii_lowercase().chars().filter(|c| plain(*c)).take(most - DIGEST).collect::<String>();
+    let kept =
+        text.to_ascii_lowercase().chars().filter(|c| plain(*c)).take(most - DIGEST).collect::<String>();
     kept + &digest(text)[..DIGEST]
 }
 
@@ -145,7 +146,20 @@ mod tests {
             format!("ws-0192f0c47a8e700080000123456789ab-{sid}")
         );
         assert_eq!(named("Ann", sid), format!("ws-ann{}-{sid}", &digest("Ann")[..DIGEST]));
-        let hard = ["", "-", "Ann", "ann.", "ANN", "Ä", "日本", "a_b", "a-b", "a/b", &"x".repeat(64), &"x".repeat(65)];
+        let hard = [
+            "",
+            "-",
+            "Ann",
+            "ann.",
+            "ANN",
+            "Ä",
+            "日本",
+            "a_b",
+            "a-b",
+            "a/b",
+            &"x".repeat(64),
+            &"x".repeat(65),
+        ];
         let names: std::collections::BTreeSet<String> = hard.iter().map(|it| named(it, sid)).collect();
         assert_eq!(names.len(), hard.len());
         for name in names.iter().chain([&named("ann", "S-1"), &named("ann", &"y".repeat(90))]) {

@@ -18,6 +18,8 @@ use tower::retry::RetryLayer;
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
 /// How often it is repeated.
 const RETRIES: u32 = 5;
+/// How long the connection of a watch may be silent: longer than a watch lasts.
+const SILENCE: Duration = Duration::from_secs(70);
 /// Requests that may wait to be sent.
 const QUEUE: usize = 1024;
 
@@ -104,6 +106,9 @@ impl Default for Options {
 #[derive(Clone)]
 pub(crate) struct Cluster {
     pub(crate) client: Client,
+    /// For watches: one whose connection says nothing for longer than a watch
+    /// may take gives it up. Logs and terminals are silent for as long as they like.
+    pub(crate) watching: Client,
     pub(crate) config: Config,
     pub(crate) namespace: String,
 }
@@ -131,9 +136,17 @@ pub(crate) async fn connect(options: &Options) -> Result<Cluster> {
     config.connect_timeout = Some(Duration::from_secs(5));
     let namespace = Some(&options.namespace).filter(|it| !it.is_empty()).unwrap_or(&config.default_namespace);
     let namespace = namespace.clone();
-    let service = ClientBuilder::try_from(config.clone()).map_err(|e| wrong(e.to_string()))?;
-    let policy = RetryPolicy::new(RETRY.0, RETRY.1, RETRIES, true).map_err(|e| wrong(e.to_string()))?;
-    let service = service.with_layer(&BufferLayer::new(QUEUE)).with_layer(&RetryLayer::new(policy));
-    let client = service.build();
-    Ok(Cluster { client, config, namespace })
+    let client = client(config.clone()).map_err(wrong)?;
+    let mut watched = config.clone();
+    watched.read_timeout = Some(SILENCE);
+    watched.reset_reader_on_write = true;
+    let watching = Client::try_from(watched).map_err(|e| wrong(e.to_string()))?;
+    Ok(Cluster { client, watching, config, namespace })
+}
+
+/// A client that repeats what the API server had no time for.
+fn client(config: Config) -> std::result::Result<Client, String> {
+    let service = ClientBuilder::try_from(config).map_err(|e| e.to_string())?;
+    let policy = RetryPolicy::new(RETRY.0, RETRY.1, RETRIES, true).map_err(|e| e.to_string())?;
+    Ok(service.with_layer(&BufferLayer::new(QUEUE)).with_layer(&RetryLayer::new(policy)).build())
 }

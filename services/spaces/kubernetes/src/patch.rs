@@ -88,7 +88,9 @@ fn list(there: Option<&Value>, patch: &[Value], by: &str, at: &str) -> Result<Ve
             merged.clear();
             continue;
         }
-        let Some(name) = item.get(by) else { return Err(format!("{path} needs {by:?}, by which it is merged")) };
+        let Some(name) = item.get(by) else {
+            return Err(format!("{path} needs {by:?}, by which it is merged"));
+        };
         let found = merged.iter().position(|it| it.get(by) == Some(name));
         match (found, directive) {
             (Some(found), Some("delete")) => {

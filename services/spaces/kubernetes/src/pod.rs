@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use podyard_driver::{Container, Error, Launch, Repository, Result};
 use serde_json::{Value, json};
 
+use crate::claim::{Kept, name_of};
 use crate::guard::{self, FILES, MAIN};
 use crate::{Options, names, patch, quantity};
 
@@ -64,6 +65,7 @@ pub(crate) fn pod(
     launch: &Launch,
     options: &Options,
     run: &Run,
+    kept: Option<&Kept>,
     owner: Option<&OwnerReference>,
 ) -> Result<Value> {
     let container = check(launch)?;
@@ -90,7 +92,7 @@ pub(crate) fn pod(
         "terminationGracePeriodSeconds": options.grace.as_secs().max(1),
         "securityContext": context,
         "containers": [main(launch, container, run, &words)],
-        "volumes": [{ "name": FILES, "persistentVolumeClaim": { "claimName": name } }],
+        "volumes": [{ "name": FILES, "persistentVolumeClaim": { "claimName": name_of(launch, kept) } }],
     });
     if let Some(repository) = &container.repository {
         spec["initContainers"] = json!([clone(repository, options, group, words.dir, &main_limits(launch))]);
@@ -297,9 +299,9 @@ pub(crate) fn check(launch: &Launch) -> Result<&Container> {
 fn check_repository(repository: &Repository) -> Result<()> {
     let odd = |text: &str| text.starts_with('-') || text.chars().any(|c| c.is_control() || c.is_whitespace());
     let url = &repository.url;
-    let known = ["https://", "http://", "ssh://", "git://"].iter().any(|it| {
-        url.strip_prefix(it).is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['/', '-']))
-    });
+    let known = ["https://", "http://", "ssh://", "git://"]
+        .iter()
+        .any(|it| url.strip_prefix(it).is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['/', '-'])));
     // user@host:path, as git and ssh write it.
     let short = url.split_once(':').is_some_and(|(host, path)| {
         host.contains('@') && !host.contains('/') && !path.is_empty() && !path.starts_with([':', '-'])

@@ -24,7 +24,7 @@ fn run() -> Run {
 }
 
 fn made(launch: &Launch) -> Value {
-    pod(launch, &Options::default(), &run(), None).unwrap()
+    pod(launch, &Options::default(), &run(), None, None).unwrap()
 }
 
 fn with(change: impl FnOnce(&mut Container)) -> Launch {
@@ -108,16 +108,29 @@ fn the_whole_pod() {
 }
 
 #[test]
+fn files_stay_with_a_space_that_is_given_away() {
+    let kept = Kept { name: "ws-bob-0123456789abcdef01234567".into(), ..Kept::default() };
+    let pod = pod(&launch(), &Options::default(), &run(), Some(&kept), None).unwrap();
+    assert_eq!(pod["metadata"]["name"], "ws-ann-0123456789abcdef01234567");
+    assert_eq!(
+        pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"],
+        "ws-bob-0123456789abcdef01234567"
+    );
+}
+
+#[test]
 fn all_that_a_template_may_say() {
     let mut launch = with(|it| {
         it.pull_policy = "Always".into();
         it.pull_secrets = vec!["login".into(), "both".into()];
         it.probe_path = "{base}healthz".into();
         it.mount = "/home/coder".into();
-        it.node_selector = [("disk".to_owned(), "ssd".to_owned()), ("zone".to_owned(), "a".to_owned())].into();
+        it.node_selector =
+            [("disk".to_owned(), "ssd".to_owned()), ("zone".to_owned(), "a".to_owned())].into();
         it.tolerations = vec![json!({ "key": "ide", "operator": "Exists" })];
         it.run_as = Some(1234);
-        it.repository = Some(Repository { url: "https://example.org/$(HOME).git".into(), branch: "main".into() });
+        it.repository =
+            Some(Repository { url: "https://example.org/$(HOME).git".into(), branch: "main".into() });
     });
     launch.command.clear();
     launch.env = vec![("HOME".into(), "/a".into()), ("A".into(), "1".into()), ("A".into(), "2".into())];
@@ -127,8 +140,9 @@ fn all_that_a_template_may_say() {
         git_image: "example.org/git:1".into(),
         ..Options::default()
     };
-    let owner = OwnerReference { kind: "Space".into(), name: "s".into(), uid: "u".into(), ..Default::default() };
-    let pod = pod(&launch, &options, &run(), Some(&owner)).unwrap();
+    let owner =
+        OwnerReference { kind: "Space".into(), name: "s".into(), uid: "u".into(), ..Default::default() };
+    let pod = pod(&launch, &options, &run(), None, Some(&owner)).unwrap();
     assert_eq!(
         pod["metadata"]["ownerReferences"],
         json!([{ "apiVersion": "", "kind": "Space", "name": "s", "uid": "u" }])
@@ -207,7 +221,8 @@ fn a_patch_is_laid_over_the_pod() {
 
 #[test]
 fn what_a_patch_may_not_do() {
-    let main = |patch: Value| json!({ "spec": { "containers": [{ "name": "main" , "securityContext": patch }] } });
+    let main =
+        |patch: Value| json!({ "spec": { "containers": [{ "name": "main" , "securityContext": patch }] } });
     let own = [
         (json!({ "kind": "Job" }), "kind cannot"),
         (json!({ "metadata": { "name": "x" } }), "metadata.name cannot"),
@@ -218,7 +233,10 @@ fn what_a_patch_may_not_do() {
         (json!({ "metadata": { "ownerReferences": [] } }), "metadata.ownerReferences"),
         (json!({ "status": {} }), "status cannot"),
         (json!({ "spec": { "$patch": "delete" } }), "spec.volumes"),
-        (json!({ "spec": { "containers": [{ "name": "main", "$patch": "delete" }] } }), "\"main\" cannot be removed"),
+        (
+            json!({ "spec": { "containers": [{ "name": "main", "$patch": "delete" }] } }),
+            "\"main\" cannot be removed",
+        ),
         (
             json!({ "spec": { "volumes": [{ "name": "files", "persistentVolumeClaim": { "claimName": "x" } }] } }),
             "spec.volumes",
@@ -271,7 +289,7 @@ fn what_a_patch_may_not_do() {
     ];
     let refused = |patch: &Value, options: &Options| {
         let launch = with(|it| it.patch = Some(patch.clone()));
-        pod(&launch, options, &run(), None).map_err(|error| error.to_string())
+        pod(&launch, options, &run(), None, None).map_err(|error| error.to_string())
     };
     let free = Options { unsafe_patches: true, ..Options::default() };
     for (patch, text) in &own {
@@ -288,7 +306,8 @@ fn what_a_patch_may_not_do() {
 
 #[test]
 fn what_no_pod_is_made_of() {
-    let refused = |launch: &Launch| pod(launch, &Options::default(), &run(), None).unwrap_err().to_string();
+    let refused =
+        |launch: &Launch| pod(launch, &Options::default(), &run(), None, None).unwrap_err().to_string();
     let cases: Vec<(Launch, &str)> = vec![
         (Launch { container: None, ..launch() }, "needs an image"),
         (with(|it| it.image = " ".into()), "no image"),
@@ -311,11 +330,15 @@ fn what_no_pod_is_made_of() {
     let repository = |url: &str, branch: &str| {
         with(|it| it.repository = Some(Repository { url: url.into(), branch: branch.into() }))
     };
-    for url in ["", "-u", "--upload-pack=x", "ext::sh -c x", "file:///etc", "/etc", "https://", "https://-x", "a b"] {
+    for url in
+        ["", "-u", "--upload-pack=x", "ext::sh -c x", "file:///etc", "/etc", "https://", "https://-x", "a b"]
+    {
         assert!(refused(&repository(url, "")).contains("repository"), "{url}");
     }
-    for url in ["https://example.org/a.git", "ssh://git@example.org/a", "git@example.org:a/b.git", "git://h/x"] {
-        assert!(pod(&repository(url, "b/c-1"), &Options::default(), &run(), None).is_ok(), "{url}");
+    for url in
+        ["https://example.org/a.git", "ssh://git@example.org/a", "git@example.org:a/b.git", "git://h/x"]
+    {
+        assert!(pod(&repository(url, "b/c-1"), &Options::default(), &run(), None, None).is_ok(), "{url}");
     }
     for branch in ["-x", "--help", "a b", "a\nb"] {
         assert!(refused(&repository("https://example.org/a", branch)).contains("branch"), "{branch}");

@@ -62,7 +62,11 @@ pub(crate) fn stage(pod: &Pod) -> (Stage, String) {
             (false, _) => "a container beside the program",
         };
         let why = match reason {
-            "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "RegistryUnavailable" | "ImageInspectError" => {
+            "ErrImagePull"
+            | "ImagePullBackOff"
+            | "ErrImageNeverPull"
+            | "RegistryUnavailable"
+            | "ImageInspectError" => {
                 format!("the image {} cannot be had: {}", container.image, without_back_off(message))
             }
             "CreateContainerConfigError" => format!("{what} cannot be made: {message}"),
@@ -115,7 +119,8 @@ fn ended(pod: &Pod, status: &PodStatus) -> Option<Ended> {
     // What the cluster did to the pod as a whole says more than how its program took it.
     let disrupted = (over || terminated.is_some()).then(|| disruption(status)).flatten();
     if let Some(reason) = disrupted {
-        let (code, at) = terminated.map_or((None, 0), |it| (Some(it.exit_code), micros(it.finished_at.as_ref())));
+        let (code, at) =
+            terminated.map_or((None, 0), |it| (Some(it.exit_code), micros(it.finished_at.as_ref())));
         return Some(Ended { code, at, reason });
     }
     for (container, first) in containers(status) {
@@ -164,7 +169,11 @@ fn disruption(status: &PodStatus) -> Option<String> {
         }
         _ => {}
     }
-    let target = status.conditions.iter().flatten().find(|it| it.type_ == "DisruptionTarget" && it.status == "True")?;
+    let target = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|it| it.type_ == "DisruptionTarget" && it.status == "True")?;
     let message = text(target.message.as_ref());
     match text(target.reason.as_ref()) {
         "EvictionByEvictionAPI" => Some("it was evicted, as when its node is emptied".to_owned()),
@@ -268,8 +277,12 @@ pub(crate) fn of_events(events: &[Happening]) -> Option<String> {
     warnings.rev().find_map(|event| {
         let words = match event.reason.as_str() {
             "ProvisioningFailed" | "FailedBinding" => "the volume of its files cannot be made",
-            "FailedMount" | "FailedAttachVolume" | "FailedMapVolume" => "the volume of its files cannot be mounted",
-            "FailedCreatePodSandBox" | "FailedCreatePodContainer" | "NetworkNotReady" => "its node cannot set it up",
+            "FailedMount" | "FailedAttachVolume" | "FailedMapVolume" => {
+                "the volume of its files cannot be mounted"
+            }
+            "FailedCreatePodSandBox" | "FailedCreatePodContainer" | "NetworkNotReady" => {
+                "its node cannot set it up"
+            }
             "Unhealthy" => "its program runs and does not answer yet",
             _ => return None,
         };

@@ -80,7 +80,8 @@ fn no_image() {
 
 #[test]
 fn crashes() {
-    let told = over("crash_loop", Some(3), "its program crashes again and again (2 times; the last: exit code 3)");
+    let told =
+        over("crash_loop", Some(3), "its program crashes again and again (2 times; the last: exit code 3)");
     assert!(told.at > 0);
     starting("crash_between", "its program ended and is started again");
     let ended = over("failed", Some(3), "");
@@ -115,7 +116,8 @@ fn a_step_before_it() {
 fn what_the_cluster_does() {
     over("deadline", Some(0), "the time that it may run was over");
     over("evicted", Some(0), "it was evicted, as when its node is emptied");
-    let status = json!({ "phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory." });
+    let status =
+        json!({ "phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory." });
     let pod: Pod = serde_json::from_value(json!({ "metadata": {}, "status": status })).unwrap();
     let (Stage::Over(ended), _) = stage(&pod) else { panic!("not over") };
     assert_eq!(
