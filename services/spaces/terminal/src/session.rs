@@ -197,8 +197,13 @@ impl Session {
             shown,
             "terminal closed"
         );
-        tokio::join!(record(&self.ctx, self.space, closed), hang_up(self.gone, self.socket));
-        drop((self.seat, task));
+        let seat = self.seat;
+        let noted = async {
+            record(&self.ctx, self.space, closed).await;
+            drop(seat);
+        };
+        tokio::join!(noted, hang_up(self.gone, self.socket));
+        drop(task);
     }
 }
 
