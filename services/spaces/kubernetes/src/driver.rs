@@ -12,8 +12,8 @@ use bytes::Bytes;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::Api;
 use podyard_driver::{
-    Container, Driver, Endpoint, Error, Exit, Happening, Instance, Launch, Observed, Pending, Result, Terminal,
-    TerminalSize,
+    Container, Driver, Endpoint, Error, Exit, Happening, Instance, Launch, Observed, Pending, Result,
+    Terminal, TerminalSize,
 };
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
@@ -257,7 +257,8 @@ impl Driver for KubernetesDriver {
 
     fn terminal<'a>(&'a self, id: &'a str, size: TerminalSize) -> Pending<'a, Result<Terminal>> {
         Box::pin(async move {
-            let seen = self.inner.cache.pod(id).filter(|it| !it.is_over() && it.speaker.as_deref() == Some(MAIN));
+            let seen =
+                self.inner.cache.pod(id).filter(|it| !it.is_over() && it.speaker.as_deref() == Some(MAIN));
             let Some(seen) = seen else {
                 return Err(Error::Unavailable("its program does not run".to_owned()));
             };

@@ -68,7 +68,7 @@ impl House {
 
     /// How many requests of each sort there were.
     async fn counts(&self) -> Value {
-        self.double("GET", "counts", Value::Null).await["requests"].clone()
+        self.double("GET", "stats", Value::Null).await["requests"].clone()
     }
 }
 
@@ -182,13 +182,18 @@ async fn what_goes_wrong_is_said() {
     let mut large = launch("w3", "example.org/ide:1");
     large.memory = "900Ti".into();
     driver.start(&large).await.unwrap();
-    eventually("no room", || async { seen(&driver, "w3").await.filter(|it| it.detail.starts_with("no room")) }).await;
+    eventually("no room", || async {
+        seen(&driver, "w3").await.filter(|it| it.detail.starts_with("no room"))
+    })
+    .await;
     driver.stop("w3", Duration::ZERO).await.unwrap();
     let mut classless = launch("w4", "example.org/ide:1");
     classless.container.as_mut().unwrap().storage_class = "no-such-class".into();
     driver.start(&classless).await.unwrap();
     eventually("no volume", || async {
-        seen(&driver, "w4").await.filter(|it| it.detail.contains("cannot be made") && it.detail.contains("no-such-class"))
+        seen(&driver, "w4")
+            .await
+            .filter(|it| it.detail.contains("cannot be made") && it.detail.contains("no-such-class"))
     })
     .await;
     driver.stop("w4", Duration::ZERO).await.unwrap();
@@ -242,7 +247,8 @@ async fn what_is_not_ours_is_left_alone() {
         "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "ws-ann-s10123456789abcdef" },
         "spec": { "containers": [{ "name": "main", "image": "example.org/theirs:1" }] },
     });
-    let made = house.pods().create(&PostParams::default(), &serde_json::from_value(foreign).unwrap()).await.unwrap();
+    let made =
+        house.pods().create(&PostParams::default(), &serde_json::from_value(foreign).unwrap()).await.unwrap();
     let error = driver.start(&launch("s1", "example.org/ide:1")).await.unwrap_err();
     assert!(matches!(&error, Error::Unavailable(text) if text.contains("not Podyard's own")), "{error}");
     driver.stop("s1", Duration::ZERO).await.unwrap();
@@ -295,7 +301,9 @@ async fn faults_pass() {
     let house = House::new().await;
     let driver = house.driver().await;
     driver.list().await.unwrap();
-    house.fault(json!({ "verb": "patch", "resource": "pods", "count": 1, "status": 429, "retryAfter": 1 })).await;
+    house
+        .fault(json!({ "verb": "patch", "resource": "pods", "count": 1, "status": 429, "retryAfter": 1 }))
+        .await;
     let began = Instant::now();
     driver.start(&launch("s1", "example.org/ide:1")).await.unwrap();
     assert!(began.elapsed() >= Duration::from_secs(1));
@@ -322,10 +330,82 @@ async fn a_silent_watch_holds_up_nobody() {
     let house = House::new().await;
     let driver = house.driver().await;
     driver.list().await.unwrap();
-    house.double("POST", "watches", json!({ "resource": "pods", "silent": true })).await;
+    house.double("POST", "watches/pods", json!({ "silent": true })).await;
     driver.start(&launch("s1", "example.org/ide:1")).await.unwrap();
     ready(&driver, "s1").await;
     driver.stop("s1", Duration::from_secs(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_watch_missed_is_found() {
+    let house = House::new().await;
+    let driver = house.driver().await;
+    driver.start(&launch("s1", "example.org/ide:1")).await.unwrap();
+    driver.start(&launch("s2", "example.org/ide:1")).await.unwrap();
+    ready(&driver, "s1").await;
+    ready(&driver, "s2").await;
+    // Cut, and too old to go on: all is listed anew.
+    house.double("POST", "watches/pods", json!({ "silent": true })).await;
+    house.double("POST", "pods/default/ws-ann-s10123456789abcdef/kill", Value::Null).await;
+    house.double("POST", "compact", Value::Null).await;
+    house.double("DELETE", "faults", Value::Null).await;
+    house.double("POST", "cut/*", Value::Null).await;
+    assert!(exited(&driver, "s1").await.reason.contains("deleted"));
+    ready(&driver, "s2").await;
+    // The API server goes away for a while: nothing is taken for dead.
+    let mut told = driver.observe();
+    house.double("POST", "restart", json!({ "milliseconds": 500 })).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(matches!(seen(&driver, "s2").await.unwrap().phase, Phase::Ready { .. }));
+    while let Ok(it) = told.try_recv() {
+        assert!(!matches!(it.phase, Phase::Exited(_)), "{it:?}");
+    }
+    // Each event twice changes nothing.
+    house.double("POST", "watches/*", json!({ "duplicates": 1 })).await;
+    driver.start(&launch("s3", "example.org/ide:1")).await.unwrap();
+    ready(&driver, "s3").await;
+    let mut told = driver.observe();
+    driver.stop("s3", Duration::from_secs(1)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut ends = 0;
+    while let Ok(it) = told.try_recv() {
+        ends += usize::from(it.id == "s3" && matches!(it.phase, Phase::Exited(_)));
+    }
+    assert_eq!(ends, 1);
+}
+
+#[tokio::test]
+async fn an_eviction_is_said() {
+    let house = House::new().await;
+    let driver = house.driver().await;
+    driver.start(&launch("s1", "example.org/ide:1")).await.unwrap();
+    ready(&driver, "s1").await;
+    house.double("POST", "pods/default/ws-ann-s10123456789abcdef/evict", json!({})).await;
+    let exit = exited(&driver, "s1").await;
+    assert!(exit.reason.contains("evicted"), "{exit:?}");
+    driver.stop("s1", Duration::ZERO).await.unwrap();
+    // One that is not ready for a moment is still there.
+    driver.start(&launch("s2", "example.org/ide:1")).await.unwrap();
+    ready(&driver, "s2").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    house.double("POST", "pods/default/ws-ann-s20123456789abcdef/unready", json!({})).await;
+    let slow = eventually("slow", || async { seen(&driver, "s2").await.filter(|it| !it.detail.is_empty()) }).await;
+    assert!(matches!(slow.phase, Phase::Ready { .. }), "{slow:?}");
+}
+
+#[tokio::test]
+async fn a_stop_is_hurried_by_another() {
+    let house = House::new().await;
+    let driver = std::sync::Arc::new(house.driver().await);
+    driver.start(&launch("s1", "example.org/stubborn:1")).await.unwrap();
+    ready(&driver, "s1").await;
+    let began = Instant::now();
+    let first = driver.clone();
+    let first = tokio::spawn(async move { first.stop("s1", Duration::from_secs(300)).await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    driver.stop("s1", Duration::ZERO).await.unwrap();
+    first.await.unwrap().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -333,9 +413,11 @@ async fn logs() {
     let house = House::new().await;
     let driver = house.driver().await;
     let mut launch = launch("s1", "example.org/real:1");
-    launch.command = ["sh", "-c", "echo one; echo two; sleep 3; echo three; exit 4"].map(str::to_owned).to_vec();
+    launch.command =
+        ["sh", "-c", "echo one; echo two; sleep 3; echo three; exit 4"].map(str::to_owned).to_vec();
     driver.start(&launch).await.unwrap();
-    eventually("a log", || async { driver.log("s1", 1000).await.unwrap().contains("two").then_some(()) }).await;
+    eventually("a log", || async { driver.log("s1", 1000).await.unwrap().contains("two").then_some(()) })
+        .await;
     assert_eq!(driver.log("s1", 4).await.unwrap(), "two\n");
     let mut lines = driver.follow_log("s1", 1).await.unwrap();
     let mut all = Vec::new();
@@ -364,15 +446,17 @@ async fn through_the_proxy() {
 async fn by_custom_resources() {
     let house = House::new().await;
     let definition = serde_json::to_value(crd()).unwrap();
-    let definitions: Api<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition> =
-        Api::all(house.client.clone());
+    let definitions: Api<
+        k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    > = Api::all(house.client.clone());
     let applied = PatchParams::apply("test");
     definitions.patch("spaces.podyard.dev", &applied, &Patch::Apply(&definition)).await.unwrap();
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let controller = tokio::spawn(control(house.options(), async {
         let _ = ended.await;
     }));
-    let driver = KubernetesDriver::open(Options { way: Way::CustomResources, ..house.options() }).await.unwrap();
+    let driver =
+        KubernetesDriver::open(Options { way: Way::CustomResources, ..house.options() }).await.unwrap();
     let spaces: Api<Space> = Api::default_namespaced(house.client.clone());
     let name = "ws-ann-s10123456789abcdef";
 
@@ -428,13 +512,19 @@ async fn the_doctor_finds_a_cluster_well() {
     assert!(house.pods().list(&Default::default()).await.unwrap().items.is_empty());
     assert!(house.claims().list(&Default::default()).await.unwrap().items.is_empty());
     let lost = Options { storage_class: "none".into(), ..options };
-    assert!(doctor(&lost).await.iter().any(|it| it.level == Level::Failure && it.text.contains("none is not there")));
+    assert!(
+        doctor(&lost)
+            .await
+            .iter()
+            .any(|it| it.level == Level::Failure && it.text.contains("none is not there"))
+    );
 }
 
 /// Prints what the driver asks for: per start and stop, and at rest.
 #[tokio::test]
 async fn requests_do_not_grow_with_the_spaces_at_rest() {
-    let spaces: usize = std::env::var("PODYARD_TEST_SPACES").ok().and_then(|it| it.parse().ok()).unwrap_or(30);
+    let spaces: usize =
+        std::env::var("PODYARD_TEST_SPACES").ok().and_then(|it| it.parse().ok()).unwrap_or(30);
     let house = House::new().await;
     let driver = house.driver().await;
     driver.list().await.unwrap();
@@ -445,21 +535,21 @@ async fn requests_do_not_grow_with_the_spaces_at_rest() {
     for i in 0..spaces {
         ready(&driver, &format!("s{i}")).await;
     }
-    house.double("DELETE", "counts", Value::Null).await;
+    house.double("DELETE", "stats", Value::Null).await;
     let rest = Duration::from_secs(6);
     tokio::time::sleep(rest).await;
     let counts = house.counts().await;
     println!("{spaces} spaces at rest for {rest:?}: {counts}");
     let others = counts.as_object().unwrap().iter().filter(|(what, _)| !what.contains("leases"));
     assert_eq!(others.count(), 0, "{counts}");
-    house.double("DELETE", "counts", Value::Null).await;
+    house.double("DELETE", "stats", Value::Null).await;
     driver.start(&launch("more", "example.org/ide:1")).await.unwrap();
     ready(&driver, "more").await;
     println!("a first start: {}", house.counts().await);
-    house.double("DELETE", "counts", Value::Null).await;
+    house.double("DELETE", "stats", Value::Null).await;
     driver.stop("more", Duration::from_secs(1)).await.unwrap();
     println!("a stop: {}", house.counts().await);
-    house.double("DELETE", "counts", Value::Null).await;
+    house.double("DELETE", "stats", Value::Null).await;
     driver.start(&launch("more", "example.org/ide:1")).await.unwrap();
     ready(&driver, "more").await;
     println!("a later start: {}", house.counts().await);
