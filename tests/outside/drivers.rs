@@ -183,8 +183,8 @@ fn a_template_of_another_driver_cannot_be_started_here(kind: Kind) {
     admin.act(&id, "start").refused(409, "TemplateUnavailableError");
     assert_eq!(admin.read_space(&id)["status"], "stopped");
     // What only the driver could tell is 503, and nothing is lost.
-    admin.get(&format!("/spaces/{id}/log")).refused(503, "UnavailableError");
-    admin.get(&format!("/spaces/{id}/log?follow=true")).refused(503, "UnavailableError");
+    admin.get(&format!("/spaces/{id}/log")).refused(503, "ServiceUnavailableError");
+    admin.get(&format!("/spaces/{id}/log?follow=true")).refused(503, "ServiceUnavailableError");
     let history = admin.get(&format!("/spaces/{id}/events")).expect(200).of("events");
     assert_eq!(history[0]["action"], "create", "{history}");
 }
@@ -253,8 +253,8 @@ fn the_size_of_a_stopped_space_changes(kind: Kind) {
     assert_eq!((&after["spec_id"], &after["status"]), (&json!("standard"), &json!("stopped")));
     // The same storage needs no task.
     let twin = json!({"name": "twin", "cpu": "4", "memory": "4Gi", "storage": "8192Mi"});
-    admin.post("/specs", &body("spec", twin)).expect(201);
-    resize(&ann, &id, "twin").expect(200);
+    let twin = key(&admin.post("/specs", &body("spec", twin)).expect(201).of("spec"), "id");
+    resize(&ann, &id, &twin).expect(200);
     let tasks = ann.get(&format!("/tasks?obj_id={id}&task_name=space-resize")).expect(200).of("tasks");
     assert_eq!(tasks.as_array().unwrap().len(), 1);
 }
@@ -264,12 +264,12 @@ fn a_running_space_grows_in_storage_only(kind: Kind) {
     let server = house.serve(&[]);
     let admin = server.admin();
     let roomy = json!({"name": "roomy", "cpu": "2", "memory": "2048Mi", "storage": "9Gi"});
-    admin.post("/specs", &body("spec", roomy)).expect(201);
+    let roomy = key(&admin.post("/specs", &body("spec", roomy)).expect(201).of("spec"), "id");
     let space = admin.running_space("x", "files");
     let id = key(&space, "id");
     let refused = resize(&admin, &id, "standard").refused(409, "SpaceIsRunningError");
     assert_eq!(refused.blamed(), ["spec_id"]);
-    let grown = resize(&admin, &id, "roomy").expect(200).of("space");
+    let grown = resize(&admin, &id, &roomy).expect(200).of("space");
     assert_eq!((&grown["storage"], &grown["status"]), (&json!("9Gi"), &json!("running")));
     until("its storage has grown", Duration::from_secs(10), || {
         let tasks = admin.get(&format!("/tasks?obj_id={id}&task_name=space-resize")).expect(200).of("tasks");

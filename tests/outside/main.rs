@@ -15,6 +15,7 @@ mod auth;
 mod bad_input;
 mod bases;
 mod caches;
+mod clusters;
 mod corners;
 mod crash;
 mod drivers;

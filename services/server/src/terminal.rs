@@ -123,7 +123,9 @@ async fn converse(socket: Socket, signals: &mut Signals) -> Result<i32, String> 
             let message = match timeout(SILENCE, stream.next()).await {
                 Ok(Some(Ok(message))) => message,
                 Ok(Some(Err(WsError::ConnectionClosed)) | None) => break,
-                Ok(Some(Err(e))) => return Err(error.unwrap_or_else(|| format!("the connection was lost: {e}"))),
+                Ok(Some(Err(e))) => {
+                    return Err(error.unwrap_or_else(|| format!("the connection was lost: {e}")));
+                }
                 Err(_) => return Err(format!("the server has said nothing for {} s", SILENCE.as_secs())),
             };
             match message {
@@ -228,7 +230,8 @@ struct Signals {
 
 impl Signals {
     fn listen() -> io::Result<Self> {
-        let ends = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()];
+        let ends =
+            [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()];
         let listen = |kind: SignalKind| Ok((kind.as_raw_value(), signal(kind)?));
         Ok(Self {
             resized: signal(SignalKind::window_change())?,
@@ -237,12 +240,12 @@ impl Signals {
     }
 
     async fn next(&mut self) -> Signal {
-        let ends = futures_util::future::select_all(
-            self.ends.iter_mut().map(|(number, it)| Box::pin(async move {
+        let ends = futures_util::future::select_all(self.ends.iter_mut().map(|(number, it)| {
+            Box::pin(async move {
                 it.recv().await;
                 *number
-            })),
-        );
+            })
+        }));
         tokio::select! {
             _ = self.resized.recv() => Signal::Resized,
             (number, ..) = ends => Signal::End(number),

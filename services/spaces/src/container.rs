@@ -139,9 +139,9 @@ const PORT: u16 = 8080;
 const MOUNT: &str = "/workspace";
 const RUN_AS: i64 = 1000;
 
-/// What is wrong with a member of the object, by its path.
-fn wrong(path: impl std::fmt::Display, message: impl Into<String>) -> Error {
-    Error::field(format!("container.{path}"), message)
+/// A member of the object, as errors name it.
+fn member(path: impl std::fmt::Display) -> String {
+    format!("container.{path}")
 }
 
 impl ContainerField {
@@ -157,10 +157,12 @@ impl ContainerField {
             // What is missing or unknown is named in the text, and the path is its parent's.
             let named = text.split('`').nth(1).filter(|_| text.contains("field `"));
             match (named, path.as_str()) {
-                (Some(name), "." | "") => wrong(name, text.clone()),
-                (Some(name), path) if !path.ends_with(name) => wrong(format!("{path}.{name}"), text.clone()),
+                (Some(name), "." | "") => Error::field(member(name), text.clone()),
+                (Some(name), path) if !path.ends_with(name) => {
+                    Error::field(member(format!("{path}.{name}")), text.clone())
+                }
                 (_, "." | "") => Error::field("container", text.clone()),
-                (_, path) => wrong(path, text.clone()),
+                (_, path) => Error::field(member(path), text.clone()),
             }
         })?;
         spec.check()?;
@@ -171,47 +173,59 @@ impl ContainerField {
 impl ContainerSpec {
     fn check(&self) -> Result<()> {
         if !is_image(&self.image) {
-            return Err(wrong("image", "must name an image, like registry.example.org/team/ide:1.2"));
+            return Err(Error::field(
+                member("image"),
+                "must name an image, like registry.example.org/team/ide:1.2",
+            ));
         }
         for (i, name) in self.pull_secrets.iter().enumerate() {
             if !is_dns_name(name) {
-                return Err(wrong(format!("pull_secrets[{i}]"), "must be the name of a secret"));
+                return Err(Error::field(
+                    member(format!("pull_secrets[{i}]")),
+                    "must be the name of a secret",
+                ));
             }
         }
         if self.port == Some(0) {
-            return Err(wrong("port", "must be from 1 to 65535"));
+            return Err(Error::field(member("port"), "must be from 1 to 65535"));
         }
         if self.probe_path.as_ref().is_some_and(|it| !it.starts_with('/') || !is_plain(it)) {
-            return Err(wrong("probe_path", "must be a path that begins with /"));
+            return Err(Error::field(member("probe_path"), "must be a path that begins with /"));
         }
         if self.mount.as_ref().is_some_and(|it| !is_mount(it)) {
-            return Err(wrong("mount", "must be an absolute path below /, without . and .. in it"));
+            return Err(Error::field(
+                member("mount"),
+                "must be an absolute path below /, without . and .. in it",
+            ));
         }
         if self.storage_class.as_ref().is_some_and(|it| !is_dns_name(it)) {
-            return Err(wrong("storage_class", "must be the name of a storage class"));
+            return Err(Error::field(member("storage_class"), "must be the name of a storage class"));
         }
         for (key, value) in &self.node_selector {
             if !is_label_key(key) {
-                return Err(wrong(format!("node_selector.{key}"), "is not a label's name"));
+                return Err(Error::field(member(format!("node_selector.{key}")), "is not a label's name"));
             }
             if !is_label_value(value) {
-                return Err(wrong(format!("node_selector.{key}"), "has a value that no label can have"));
+                return Err(Error::field(
+                    member(format!("node_selector.{key}")),
+                    "has a value that no label can have",
+                ));
             }
         }
         for (i, toleration) in self.tolerations.iter().enumerate() {
             toleration.check(&format!("tolerations[{i}]"))?;
         }
         if self.run_as.is_some_and(|id| !(1..=i64::from(u32::MAX >> 1)).contains(&id)) {
-            return Err(wrong("run_as", "must be from 1 to 2147483647: root is not allowed"));
+            return Err(Error::field(member("run_as"), "must be from 1 to 2147483647: root is not allowed"));
         }
         if let Some(repository) = &self.repository {
-            check_url(&repository.url).map_err(|message| wrong("repository.url", message))?;
+            check_url(&repository.url).map_err(|message| Error::field(member("repository.url"), message))?;
             let branch = repository.branch.as_deref().unwrap_or_default();
-            check_branch(branch).map_err(|message| wrong("repository.branch", message))?;
+            check_branch(branch).map_err(|message| Error::field(member("repository.branch"), message))?;
         }
         for key in self.patch.iter().flat_map(serde_json::Map::keys) {
             if key != "metadata" && key != "spec" {
-                return Err(wrong(format!("patch.{key}"), "a patch has metadata and spec"));
+                return Err(Error::field(member(format!("patch.{key}")), "a patch has metadata and spec"));
             }
         }
         Ok(())
@@ -247,23 +261,23 @@ impl ContainerSpec {
 
 impl Toleration {
     fn check(&self, path: &str) -> Result<()> {
-        let at = |member: &str| format!("{path}.{member}");
+        let at = |name: &str| format!("{path}.{name}");
         let key = self.key.as_deref().unwrap_or_default();
         if !key.is_empty() && !is_label_key(key) {
-            return Err(wrong(at("key"), "is not a taint's key"));
+            return Err(Error::field(member(at("key")), "is not a taint's key"));
         }
         let exists = self.operator == Some(Operator::Exists);
         if key.is_empty() && !exists {
-            return Err(wrong(at("key"), "is needed unless the operator is Exists"));
+            return Err(Error::field(member(at("key")), "is needed unless the operator is Exists"));
         }
         if exists && self.value.as_ref().is_some_and(|it| !it.is_empty()) {
-            return Err(wrong(at("value"), "must be empty with the operator Exists"));
+            return Err(Error::field(member(at("value")), "must be empty with the operator Exists"));
         }
         if self.value.as_ref().is_some_and(|it| !is_label_value(it)) {
-            return Err(wrong(at("value"), "is not a taint's value"));
+            return Err(Error::field(member(at("value")), "is not a taint's value"));
         }
         if self.toleration_seconds.is_some() && self.effect != Some(Effect::NoExecute) {
-            return Err(wrong(at("tolerationSeconds"), "is only for the effect NoExecute"));
+            return Err(Error::field(member(at("tolerationSeconds")), "is only for the effect NoExecute"));
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use actix_web::body::{BodySize, MessageBody};
 use actix_web::http::header;
@@ -13,7 +14,9 @@ use podyard::db::Cost;
 use podyard::dispatch::IfMatch;
 use podyard::http::{App, authenticate, problem, query_params, request_id};
 use podyard::{Ctx, Error, Result};
+use podyard_gateway::Client;
 use tokio::sync::mpsc;
+use tokio::time::{Interval, interval};
 
 use crate::space::read_error;
 use crate::{Space, Spaces};
@@ -42,7 +45,7 @@ async fn follow(req: HttpRequest, app: web::Data<App>) -> HttpResponse {
             // A proxy must not hold it back until there is more.
             .insert_header(("X-Accel-Buffering", "no"))
             .insert_header(("X-Request-Id", id))
-            .body(Lines(lines)),
+            .body(Lines { lines, client: Client::of(&req), look: interval(LOOK) }),
         Err(error) => problem(&error, &req, &id),
     }
 }
@@ -80,9 +83,17 @@ async fn found(ctx: &Ctx, wanted: String) -> Result<Space> {
     row.map(|it| *it).map_err(|_| Error::internal("another type's row"))
 }
 
+/// How often it is looked whether the client of a log in which nothing comes is
+/// still there: only a write would tell.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// The body: the driver is read when the client takes more, and let go when
 /// the client goes.
-struct Lines(mpsc::Receiver<Bytes>);
+struct Lines {
+    lines: mpsc::Receiver<Bytes>,
+    client: Option<Client>,
+    look: Interval,
+}
 
 impl MessageBody for Lines {
     type Error = std::convert::Infallible;
@@ -95,6 +106,14 @@ impl MessageBody for Lines {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<std::result::Result<Bytes, Self::Error>>> {
-        self.0.poll_recv(cx).map(|it| it.map(Ok))
+        if let Poll::Ready(piece) = self.lines.poll_recv(cx) {
+            return Poll::Ready(piece.map(Ok));
+        }
+        while self.look.poll_tick(cx).is_ready() {
+            if self.client.as_ref().is_some_and(Client::has_gone) {
+                return Poll::Ready(None);
+            }
+        }
+        Poll::Pending
     }
 }

@@ -8,8 +8,9 @@ use podyard_driver::{Container, Launch, Repository};
 
 use crate::{KUBERNETES, Space, Spaces, Spec, Template};
 
-/// What to run for a space, by its template and size as they are now.
-pub(crate) async fn launch(ctx: &Ctx, space: &Space) -> Result<Launch> {
+/// What to run for a space, by its template and size as they are now, and how
+/// long it may take until it is ready.
+pub(crate) async fn launch(ctx: &Ctx, space: &Space) -> Result<(Launch, Duration)> {
     let (template_id, spec_id) = (space.template_id.clone(), space.spec_id.clone());
     let found = ctx.read(Cost::Bounded, move |tx| {
         let template = tx.cached::<Template>()?.get(&template_id).cloned();
@@ -19,14 +20,11 @@ pub(crate) async fn launch(ctx: &Ctx, space: &Space) -> Result<Launch> {
     let (Some(template), Some(spec)) = found.await?.value else {
         return Err(Error::conflict("its template or size is gone").class("TemplateNotFoundError"));
     };
-    let container = if space.driver == KUBERNETES {
-        let limit = limit_of(ctx, &template)?;
-        Some(container(space, &template, limit)?)
-    } else {
-        None
-    };
+    let own = template.start_limit.and_then(|it| u64::try_from(it).ok()).map(Duration::from_secs);
+    let limit = own.unwrap_or(ctx.service::<Spaces>()?.options.start_timeout);
+    let container = if space.driver == KUBERNETES { Some(container(space, &template, limit)?) } else { None };
     let pair = |text: &String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
-    Ok(Launch {
+    let launch = Launch {
         id: space.id.clone(),
         sid: space.sid.clone(),
         base_path: format!("/ws/{}/", space.sid),
@@ -38,7 +36,8 @@ pub(crate) async fn launch(ctx: &Ctx, space: &Space) -> Result<Launch> {
         user: space.user_id.clone(),
         name: space.name.clone(),
         container,
-    })
+    };
+    Ok((launch, limit))
 }
 
 /// The template's container with what the space says of it.
@@ -52,21 +51,6 @@ fn container(space: &Space, template: &Template, limit: Duration) -> Result<Cont
     }
     it.start_limit = u32::try_from(limit.as_secs()).unwrap_or(u32::MAX);
     Ok(it)
-}
-
-fn limit_of(ctx: &Ctx, template: &Template) -> Result<Duration> {
-    let own = template.start_limit.and_then(|it| u64::try_from(it).ok()).map(Duration::from_secs);
-    Ok(own.unwrap_or(ctx.service::<Spaces>()?.options.start_timeout))
-}
-
-/// How long a space may take until it is ready.
-pub(crate) async fn start_limit(ctx: &Ctx, space: &Space) -> Result<Duration> {
-    let id = space.template_id.clone();
-    let found = ctx.read(Cost::Bounded, move |tx| Ok(tx.cached::<Template>()?.get(&id).cloned()));
-    match found.await?.value {
-        Some(template) => limit_of(ctx, &template),
-        None => Ok(ctx.service::<Spaces>()?.options.start_timeout),
-    }
 }
 
 /// A driver's error as one of ours: what the launch or the machine lacks is

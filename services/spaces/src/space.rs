@@ -216,7 +216,7 @@ impl Manager for Space {
 
     // What the observer finds, and terminals.
     const EVENTS: &'static [&'static str] =
-        &["died", "stopped", crate::terminal::OPENED, crate::terminal::CLOSED];
+        &["died", "stopped", "waits", crate::terminal::OPENED, crate::terminal::CLOSED];
 
     fn validate_create_data(tx: &mut Tx<'_>, input: &mut SpaceCreate) -> Result<()> {
         let templates = tx.cached::<Template>()?;
@@ -402,7 +402,10 @@ impl Space {
         let spaces = ctx.service::<Spaces>()?;
         // That one has a route of its own, which knows it by its exact words.
         if query.follow == Some(true) {
-            return Err(Error::field("follow", "must be written follow=true, in a GET"));
+            return Err(Error::field(
+                "follow",
+                "is only for GET /spaces/<id>/log?follow=true, written like this",
+            ));
         }
         let bytes = query.bytes.unwrap_or(65536).min(1 << 20);
         let reading = spaces.logs.run(spaces.driver(&self.driver)?.log(&self.id, bytes as usize));

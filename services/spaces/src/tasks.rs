@@ -8,7 +8,7 @@ use podyard::{Error, Nothing, Result, Tx, stages};
 use podyard_driver::{Exit, Observed, Phase};
 use serde::{Deserialize, Serialize};
 
-use crate::launch::{driver_error, launch, start_limit};
+use crate::launch::{driver_error, launch};
 use crate::space::{RUNNING, START_FAILED, STOP_FAILED, STOPPED};
 use crate::{PROCESS, Space, Spaces};
 
@@ -24,12 +24,12 @@ pub(crate) enum Started {
 /// Has the driver start the program; the observer calls back with what comes of it.
 async fn begin(t: &mut TaskCtx<Space, Nothing>) -> Result<Duration> {
     let spaces = t.ctx().service::<Spaces>()?;
-    let launch = launch(t.ctx(), t.object()).await?;
+    let (launch, limit) = launch(t.ctx(), t.object()).await?;
     let instance = spaces.driver(&t.object().driver)?.start(&launch).await.map_err(driver_error)?;
     // Only news of this run counts: that the one before it has ended may be
     // told later than this one begins.
     spaces.waiters(&t.object().driver)?.expect(&t.object().id, &instance.id, t.callback());
-    start_limit(t.ctx(), t.object()).await
+    Ok(limit)
 }
 
 /// Ends whatever runs of a space.
@@ -217,7 +217,7 @@ impl SpaceResize {
     #[stage(timeout_s = 60, attempts = 5)]
     async fn on_init(t: &mut TaskCtx<Space, ResizeParams>) -> Result<Stage> {
         let spaces = t.ctx().service::<Spaces>()?;
-        let launch = launch(t.ctx(), t.object()).await?;
+        let (launch, _) = launch(t.ctx(), t.object()).await?;
         let done = spaces.driver(&t.object().driver)?.resize(&launch).await.map_err(driver_error)?;
         if !done {
             t.progress_text("its storage grows at the next start");

@@ -19,8 +19,8 @@ use crate::follow::follow;
 use crate::pty::{self, Terminals};
 use crate::sweep::{self, Found};
 use crate::{
-    Driver, Endpoint, Error, Exit, Instance, Launch, Observed, Pending, Phase, Result, Terminal, TerminalSize,
-    probe,
+    Driver, Endpoint, Error, Exit, Instance, Launch, Observed, Pending, Phase, Result, Terminal,
+    TerminalSize, probe,
 };
 
 /// What of Podyard's environment a program is given. Everything else, above
@@ -957,7 +957,9 @@ fn make_writable(path: &Path) -> io::Result<()> {
 }
 
 /// Runs what waits for the disk where it holds up nobody.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::Io { what: "the work was cut off".into(), source: io::Error::other(error) }),

@@ -133,7 +133,8 @@ fn begin(
     let id = disk::random_hex::<8>().map_err(at())?;
     disk::create_private(&run.file(FOLDER)).map_err(at())?;
     std::fs::File::create(run.file(&name_in(&id))).map_err(at())?;
-    let started = pair(size).and_then(|(ours, theirs)| Ok((register(ours)?, spawn(&podyard, &run, &id, theirs)?)));
+    let started =
+        pair(size).and_then(|(ours, theirs)| Ok((register(ours)?, spawn(&podyard, &run, &id, theirs)?)));
     let (pty, supervisor) = match started {
         Ok(started) => started,
         Err(error) => {

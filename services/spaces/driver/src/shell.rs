@@ -177,7 +177,8 @@ fn spawn(run: &Run, terminal: &str, tty: &OwnedFd) -> io::Result<Pid> {
         own.or_else(|| std::env::var_os(name))
     };
     let path = last("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-    let speaks_utf8 = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| last(name).filter(|it| !it.is_empty()));
+    let speaks_utf8 =
+        ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| last(name).filter(|it| !it.is_empty()));
     let speaks_utf8 = speaks_utf8.is_some_and(|it| is_utf8(&it.to_string_lossy()));
     let shell = find(&path).ok_or_else(|| io::Error::other("neither bash nor sh was found"))?;
     let mut command = Command::new(&shell);
@@ -210,7 +211,10 @@ fn find(path: &OsString) -> Option<PathBuf> {
 fn lead(command: &mut Command) {
     #[cfg(target_os = "linux")]
     let supervisor = rustix::process::getpid();
-    #[expect(unsafe_code, reason = "only between fork and exec can a program be given a session and a terminal")]
+    #[expect(
+        unsafe_code,
+        reason = "only between fork and exec can a program be given a session and a terminal"
+    )]
     // SAFETY: the closure makes a few system calls and allocates nothing.
     unsafe {
         command.pre_exec(move || {

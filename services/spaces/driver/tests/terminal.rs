@@ -95,7 +95,9 @@ fn all() -> Vec<(i32, String, String)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
-        let read = |name| String::from_utf8_lossy(&std::fs::read(entry.path().join(name)).unwrap_or_default()).into_owned();
+        let read = |name| {
+            String::from_utf8_lossy(&std::fs::read(entry.path().join(name)).unwrap_or_default()).into_owned()
+        };
         found.push((pid, read("environ"), read("cmdline").replace('\0', " ")));
     }
     found
@@ -161,7 +163,9 @@ impl Shell {
             }
         };
         let read = tokio::time::timeout(Duration::from_secs(20), reading).await;
-        read.unwrap_or_else(|_| panic!("{text:?} does not come after {:?}", String::from_utf8_lossy(&self.seen)))
+        read.unwrap_or_else(|_| {
+            panic!("{text:?} does not come after {:?}", String::from_utf8_lossy(&self.seen))
+        })
     }
 
     /// All that still comes, and how it ended.
@@ -249,12 +253,21 @@ async fn bytes_pass_as_they_are() {
 #[tokio::test(flavor = "multi_thread")]
 async fn its_end_is_told_after_all_that_it_wrote() {
     let house = House::new().await;
-    for (line, code) in [("exit 7", Some(7)), ("exit", Some(0)), ("false; exit", Some(1)), ("exec sh -c 'exit 255'", Some(255))] {
+    for (line, code) in [
+        ("exit 7", Some(7)),
+        ("exit", Some(0)),
+        ("false; exit", Some(1)),
+        ("exec sh -c 'exit 255'", Some(255)),
+    ] {
         let shell = house.open().await;
         shell.type_in(&format!("seq 1 20000; {line}\n")).await;
         let (seen, end) = shell.rest().await;
         assert_eq!(end, TerminalEnd { code, reason: String::new() }, "{line}");
-        assert!(seen.contains("\r\n19999\r\n20000\r\n"), "{line}: {}", &seen[seen.len().saturating_sub(200)..]);
+        assert!(
+            seen.contains("\r\n19999\r\n20000\r\n"),
+            "{line}: {}",
+            &seen[seen.len().saturating_sub(200)..]
+        );
     }
     let shell = house.open().await;
     shell.type_in("kill -9 $$\n").await;
@@ -330,7 +343,8 @@ async fn whatever_ends_it_ends_its_children() {
     shell.type_in("nohup sleep 6660 >/dev/null 2>&1 & echo ready-$((1+1))\n").await;
     shell.until("ready-2").await;
     let supervisor = all().into_iter().find(|(.., line)| {
-        line.contains(" shell ") && line.contains(&*house.root.path().canonicalize().unwrap().to_string_lossy())
+        line.contains(" shell ")
+            && line.contains(&*house.root.path().canonicalize().unwrap().to_string_lossy())
     });
     let supervisor = rustix::process::Pid::from_raw(supervisor.unwrap().0).unwrap();
     rustix::process::kill_process(supervisor, rustix::process::Signal::KILL).unwrap();
@@ -372,7 +386,8 @@ async fn who_does_not_read_stops_the_shell() {
     tokio::time::sleep(Duration::from_millis(700)).await;
     let used = || {
         let yes = all().into_iter().find(|(_, environ, line)| {
-            line.trim() == "yes" && environ.contains(&*house.root.path().canonicalize().unwrap().to_string_lossy())
+            line.trim() == "yes"
+                && environ.contains(&*house.root.path().canonicalize().unwrap().to_string_lossy())
         });
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", yes.unwrap().0)).unwrap();
         let words: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().map(str::to_owned).collect();

@@ -54,7 +54,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use actix_web::{HttpRequest, web};
 
-pub use connection::{connected, socket};
+pub use connection::{Client, connected, socket};
 pub use resolver::{
     Activity, Ask, Credential, LoginError, LoginRequest, Resolution, Resolver, Route, Session, Source,
 };

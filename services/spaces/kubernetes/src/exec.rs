@@ -133,15 +133,12 @@ struct Exec {
 impl Place<'_> {
     /// Begins a command, with a TTY or without.
     async fn exec(&self, command: &[&str], tty: bool) -> Result<Exec> {
-        let params = AttachParams::default()
-            .container(self.container)
-            .stdin(true)
-            .stdout(true)
-            .stderr(false)
-            .tty(tty);
+        let params =
+            AttachParams::default().container(self.container).stdin(true).stdout(true).stderr(false).tty(tty);
         let path = format!("/api/v1/namespaces/{}/pods", self.namespace);
         let request = kube::core::Request::new(path).exec(self.pod, command.iter().copied(), &params);
-        let request = request.map_err(|e| Error::Invalid(format!("the terminal cannot be asked for: {e}")))?;
+        let request =
+            request.map_err(|e| Error::Invalid(format!("the terminal cannot be asked for: {e}")))?;
         let connection = self.client.connect(request).await.map_err(|e| refused(&e))?;
         let closes = connection.supports_stream_close();
         let (sink, stream) = connection.into_stream().split();

@@ -389,7 +389,8 @@ async fn an_eviction_is_said() {
     ready(&driver, "s2").await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     house.double("POST", "pods/default/ws-ann-s20123456789abcdef/unready", json!({})).await;
-    let slow = eventually("slow", || async { seen(&driver, "s2").await.filter(|it| !it.detail.is_empty()) }).await;
+    let slow =
+        eventually("slow", || async { seen(&driver, "s2").await.filter(|it| !it.detail.is_empty()) }).await;
     assert!(matches!(slow.phase, Phase::Ready { .. }), "{slow:?}");
 }
 

@@ -153,7 +153,8 @@ impl Inner {
         }
         let mine = seats.entry(space.to_owned()).or_default();
         if *mine >= self.options.most_in_space {
-            let text = format!("{mine} terminals are open in the space, and no more are possible; close one first");
+            let text =
+                format!("{mine} terminals are open in the space, and no more are possible; close one first");
             return Err(Error::new(Kind::Conflict, text).class("TooManyTerminalsError"));
         }
         *mine += 1;

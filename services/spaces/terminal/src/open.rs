@@ -31,7 +31,8 @@ podyard::inventory::submit! {
 /// What the API's document says of it.
 fn paths(_: &mut SchemaGenerator) -> Vec<(&'static str, Value)> {
     let number = |name, default| {
-        let schema = json!({"type": "integer", "minimum": 1, "maximum": protocol::LARGEST, "default": default});
+        let schema =
+            json!({"type": "integer", "minimum": 1, "maximum": protocol::LARGEST, "default": default});
         json!({"name": name, "in": "query", "schema": schema})
     };
     let id = json!({"name": "id", "in": "path", "required": true, "schema": {"type": "string"}});

@@ -289,11 +289,7 @@ async fn up(
 }
 
 /// Writes frames until there are no more.
-async fn write(
-    mut sink: SplitSink<Socketed, Message>,
-    mut frames: mpsc::Receiver<Message>,
-    moved: &Moved,
-) {
+async fn write(mut sink: SplitSink<Socketed, Message>, mut frames: mpsc::Receiver<Message>, moved: &Moved) {
     while let Some(frame) = frames.recv().await {
         let asks = frame.is_ping();
         if sink.send(frame).await.is_err() {
@@ -356,7 +352,9 @@ async fn record(ctx: &Ctx, space: Space, closed: Closed) {
     for _ in 1..TRIES {
         match note_closed(ctx, space.clone(), closed.clone()).await {
             Ok(()) => return,
-            Err(error) => tracing::warn!(terminal = closed.terminal, %error, "a terminal's end is not noted yet"),
+            Err(error) => {
+                tracing::warn!(terminal = closed.terminal, %error, "a terminal's end is not noted yet")
+            }
         }
         sleep(pause).await;
         pause *= 3;

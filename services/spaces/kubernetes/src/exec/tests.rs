@@ -62,10 +62,12 @@ mod scripts {
         let pid = pid.trim().to_owned();
         let mut shell = Command::new("setsid");
         shell.args([sh, "-c", &script(SHELL), "podyard-terminal", &id, &pid, "80", "24"]);
-        let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut shell =
+            shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // One in the background, one that ignores a hang-up in a session of its own, one that has
         // lost its environment, one that is waited for.
-        let work = "sleep 7770 &\nsetsid sh -c 'trap \"\" HUP; sleep 7771' &\nenv -i sleep 7772 &\nsleep 7773\n";
+        let work =
+            "sleep 7770 &\nsetsid sh -c 'trap \"\" HUP; sleep 7771' &\nenv -i sleep 7772 &\nsleep 7773\n";
         shell.stdin.as_mut().unwrap().write_all(work.as_bytes()).unwrap();
         let held = Held { id, keeper, pid, shell };
         wait("all runs", || held.members().len() >= 5);
@@ -93,14 +95,18 @@ mod scripts {
                     continue;
                 }
                 let read = |name: &str| {
-                    String::from_utf8_lossy(&std::fs::read(entry.path().join(name)).unwrap_or_default()).into_owned()
+                    String::from_utf8_lossy(&std::fs::read(entry.path().join(name)).unwrap_or_default())
+                        .into_owned()
                 };
                 let stat = read("stat");
                 let words: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
                 if words.first().is_none_or(|it| ["Z", "X"].contains(it)) || words[1] == self.pid {
                     continue;
                 }
-                if read("environ").contains(&self.id) || read("cmdline").contains(&self.id) || words[3] == session {
+                if read("environ").contains(&self.id)
+                    || read("cmdline").contains(&self.id)
+                    || words[3] == session
+                {
                     found.push(pid);
                 }
             }
