@@ -10,7 +10,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use podyard::auth::UserCred;
-use podyard::http::{App, address, problem, query_params, request_id};
+use podyard::http::{App, address, language, problem, query_params, request_id};
 use podyard::{Ctx, Error, Kind, Result, new_id, telemetry};
 use podyard_driver::TerminalSize;
 use podyard_spaces::{open_terminal, terminal_space};
@@ -125,6 +125,7 @@ async fn upgrade(
         space,
         id: terminal_id,
         token,
+        lang: language(req),
         terminal,
         seat,
         gone,

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use podyard::Ctx;
+use podyard::i18n::{self, Lang};
 use podyard_driver::{Terminal, TerminalEnd, TerminalInput};
 use podyard_spaces::{Closed, Space, note_closed};
 use socket2::Socket;
@@ -44,6 +45,8 @@ pub(crate) struct Session {
     /// Its own id, in the log and in the records.
     pub(crate) id: String,
     pub(crate) token: String,
+    /// The language of what the client is told.
+    pub(crate) lang: Lang,
     pub(crate) terminal: Terminal,
     pub(crate) seat: Seat,
     /// Dropped by the other side: the connection is gone.
@@ -86,7 +89,7 @@ impl Over {
     }
 
     /// What the client is told, but of the shell's end.
-    fn goodbye(self) -> Option<(CloseCode, FromServer)> {
+    fn goodbye(self, lang: Lang) -> Option<(CloseCode, FromServer)> {
         let (code, class, message) = match self {
             Self::Shell | Self::Client => return None,
             Self::Silent => (CloseCode::Policy, "TerminalSilentError", "no ping was answered"),
@@ -95,7 +98,7 @@ impl Over {
             Self::Token => (CloseCode::Policy, "UnauthorizedError", "the token is not valid any more"),
             Self::Stopping => (CloseCode::Away, "ServiceUnavailableError", "the server ends"),
         };
-        Some((code, FromServer::error(class, message)))
+        Some((code, FromServer::error(class, i18n::text(lang, message))))
     }
 }
 
@@ -176,7 +179,7 @@ impl Session {
         drop((input, output));
         let end = if over == Over::Shell { Some(ended(end).await) } else { None };
         let last = async {
-            tokio::join!(say(over, end.as_ref(), send), &mut writer);
+            tokio::join!(say(over, end.as_ref(), send, self.lang), &mut writer);
             // The client's goodbye, or the answer to it.
             while let Some(Ok(_)) = stream.next().await {}
         };
@@ -329,13 +332,13 @@ async fn watch(inner: &Inner, ctx: &Ctx, token: &str, send: &mpsc::Sender<Messag
 }
 
 /// Tells the client why it is over, unless that is by itself.
-async fn say(over: Over, end: Option<&TerminalEnd>, send: mpsc::Sender<Message>) {
+async fn say(over: Over, end: Option<&TerminalEnd>, send: mpsc::Sender<Message>, lang: Lang) {
     if over == Over::Client {
         return;
     }
-    let (code, text) = match (over.goodbye(), end) {
+    let (code, text) = match (over.goodbye(lang), end) {
         (Some((code, error)), _) => (code, Some(error)),
-        (None, Some(end)) => (CloseCode::Normal, Some(FromServer::exit(end))),
+        (None, Some(end)) => (CloseCode::Normal, Some(FromServer::exit(end, lang))),
         (None, None) => (CloseCode::Normal, None),
     };
     if let Some(text) = text
