@@ -167,7 +167,9 @@ fn a_shell_over_a_websocket(kind: Kind) {
         assert_eq!(said["error"]["class"], "TerminalControlError", "{said}");
     }
     // Bytes of all sorts, there and back.
-    shell.type_in("stty raw -echo; printf g$((1+1))o; head -c 70000 | cat; stty -raw echo; echo done-$((1+1))\n");
+    shell.type_in(
+        "stty raw -echo; printf g$((1+1))o; head -c 70000 | cat; stty -raw echo; echo done-$((1+1))\n",
+    );
     shell.until("g2o");
     let bytes: Vec<u8> = (0..70_000_u32).map(|it| it.wrapping_mul(2_654_435_761).to_le_bytes()[2]).collect();
     for piece in bytes.chunks(9000) {
@@ -216,7 +218,12 @@ fn what_is_refused_before_the_websocket(kind: Kind) {
     let refused = |path: &str, headers: &[(&'static str, &str)]| connect(&ann, path, headers).err().unwrap();
     let cookie = format!("podyard_session={token}");
     // Who.
-    for headers in [&[][..], &[("x-auth-token", "nonsense")], &[("sec-websocket-protocol", "podyard.token.!")], &[("cookie", &cookie)]] {
+    for headers in [
+        &[][..],
+        &[("x-auth-token", "nonsense")],
+        &[("sec-websocket-protocol", "podyard.token.!")],
+        &[("cookie", &cookie)],
+    ] {
         let it = refused(&path, headers);
         assert_eq!((it.status, &it.body["class"]), (401, &json!("UnauthorizedError")), "{it:?}");
         assert!(it.head["www-authenticate"].to_str().unwrap().contains("Keystone"));
@@ -280,7 +287,8 @@ fn a_right_of_its_own(kind: Kind) {
     // Unless the right was given, and it can be taken away.
     let server = house.serve(&["--terminal-right", "admin=all", "--terminal-right", "member=none"]);
     let (admin, ann, bob) = (admin.at(&server.base), ann.at(&server.base), bob.at(&server.base));
-    let mut shell = until("its program is found again", Duration::from_secs(10), || try_open(&admin, &id).ok());
+    let mut shell =
+        until("its program is found again", Duration::from_secs(10), || try_open(&admin, &id).ok());
     shell.type_in("exit 2\n");
     assert_eq!(shell.end().0["exit"]["code"], 2);
     assert_eq!(try_open(&ann, &id).err().unwrap().status, 403);
@@ -321,7 +329,10 @@ fn who_opened_it_is_on_record(kind: Kind) {
     assert_eq!(note("terminal"), opened["notes"]["terminal"]["new"], "{closed}");
     assert_eq!((note("exit_code"), note("why")), (json!(5), json!("shell")), "{closed}");
     assert!(note("seconds").as_f64().unwrap() >= 1.0, "{closed}");
-    assert!(note("bytes_typed").as_u64().unwrap() > 10 && note("bytes_shown").as_u64().unwrap() > 10, "{closed}");
+    assert!(
+        note("bytes_typed").as_u64().unwrap() > 10 && note("bytes_shown").as_u64().unwrap() > 10,
+        "{closed}"
+    );
     // One that breaks off has its end on record as well.
     let shell = open(&ann, &id);
     drop(shell);
@@ -353,14 +364,21 @@ fn it_ends_with_the_space_and_the_server(kind: Kind) {
     let start = Instant::now();
     server.ask_to_end();
     let (said, code) = shell.end();
-    assert_eq!((&said["error"]["class"], code), (&json!("ServiceUnavailableError"), CloseCode::Away), "{said}");
+    assert_eq!(
+        (&said["error"]["class"], code),
+        (&json!("ServiceUnavailableError"), CloseCode::Away),
+        "{said}"
+    );
     assert!(server.wait(Duration::from_secs(15)).success());
     assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
     no_shells(&id);
     let server = house.serve(&[]);
     let (admin, ann) = (admin.at(&server.base), ann.at(&server.base));
     let last = records(&admin, &id).pop().unwrap();
-    assert_eq!((&last["action"], &last["notes"]["why"]["new"]), (&json!("terminal_closed"), &json!("stopping")));
+    assert_eq!(
+        (&last["action"], &last["notes"]["why"]["new"]),
+        (&json!("terminal_closed"), &json!("stopping"))
+    );
     // A server that is killed cannot; its shells end all the same.
     let mut shell = until("its program is found again", Duration::from_secs(10), || try_open(&ann, &id).ok());
     shell.type_in("nohup sleep 904 & sleep 905\n");
@@ -558,8 +576,14 @@ fn a_thousand_come_and_go_and_nothing_is_left() {
         });
     };
     let children = || {
-        let all = fs::read_dir("/proc").unwrap().flatten().filter_map(|it| fs::read_to_string(it.path().join("stat")).ok());
-        all.filter(|it| it.rsplit(')').next().is_some_and(|it| it.split_whitespace().nth(1) == Some(&pid.to_string()))).count()
+        let all = fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|it| fs::read_to_string(it.path().join("stat")).ok());
+        all.filter(|it| {
+            it.rsplit(')').next().is_some_and(|it| it.split_whitespace().nth(1) == Some(&pid.to_string()))
+        })
+        .count()
     };
     // The first ones warm up what is kept on purpose.
     rounds(0, 100);
@@ -581,11 +605,17 @@ fn a_thousand_come_and_go_and_nothing_is_left() {
     back("tasks", &tasks, before.2 + 2.0);
     let grown = resident(pid).saturating_sub(before.3);
     assert!(grown < 8 << 20, "{} KiB more are in memory", grown >> 10);
-    eprintln!("after 1000 terminals: {} KiB more, {} descriptors, {} children", grown >> 10, descriptors(pid), children());
+    eprintln!(
+        "after 1000 terminals: {} KiB more, {} descriptors, {} children",
+        grown >> 10,
+        descriptors(pid),
+        children()
+    );
     let now = metrics(&admin);
     assert!(now["podyard_terminals_opened_total"] >= 800.0, "{}", now["podyard_terminals_opened_total"]);
     // Each that was opened has its end on record, too.
-    let count = |action: &str| house.count(&format!("SELECT count(*) FROM ops_log WHERE action = '{action}'"));
+    let count =
+        |action: &str| house.count(&format!("SELECT count(*) FROM ops_log WHERE action = '{action}'"));
     until("all ends are on record", Duration::from_secs(20), || {
         (count("terminal_opened") == count("terminal_closed")).then_some(())
     });
@@ -606,7 +636,8 @@ fn the_command_is_a_terminal_too() {
     let (_server, _, ann, id) = running(&house, &[]);
     // With a pipe: what is in it is typed, then the end.
     let mut child = command(&house, &ann, "work");
-    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all("x=; echo größer $x空間; exit 9\n".as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(9), "{}", String::from_utf8_lossy(&output.stderr));

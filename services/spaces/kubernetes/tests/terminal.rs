@@ -43,7 +43,11 @@ impl House {
             storage: "1Gi".into(),
             user: "ann".into(),
             name: "space".into(),
-            container: Some(Container { image: "example.org/ide:1".into(), port: 8080, ..Container::default() }),
+            container: Some(Container {
+                image: "example.org/ide:1".into(),
+                port: 8080,
+                ..Container::default()
+            }),
         };
         let deadline = Instant::now() + Duration::from_secs(30);
         while driver.start(&launch).await.is_err() || driver.endpoint("s1").await.is_none() {
@@ -87,7 +91,9 @@ impl Shell {
             }
         };
         let read = tokio::time::timeout(Duration::from_secs(20), reading).await;
-        read.unwrap_or_else(|_| panic!("{text:?} does not come after {:?}", String::from_utf8_lossy(&self.seen)));
+        read.unwrap_or_else(|_| {
+            panic!("{text:?} does not come after {:?}", String::from_utf8_lossy(&self.seen))
+        });
     }
 
     async fn end(mut self) -> TerminalEnd {
@@ -110,7 +116,9 @@ fn running(line: &str) -> usize {
 async fn with_children(driver: &KubernetesDriver, seconds: u32) -> Shell {
     let mut shell = open(driver).await;
     let line = format!("sleep {seconds}");
-    let work = format!("{line} & nohup {line} >/dev/null 2>&1 & setsid sh -c 'trap \"\" HUP; {line}; true' & echo up-$((1+1))\n");
+    let work = format!(
+        "{line} & nohup {line} >/dev/null 2>&1 & setsid sh -c 'trap \"\" HUP; {line}; true' & echo up-$((1+1))\n"
+    );
     shell.type_in(&work).await;
     shell.until("up-2").await;
     until("children run", 10, || running(&line) == 3).await;

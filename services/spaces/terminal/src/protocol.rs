@@ -131,7 +131,10 @@ mod tests {
     fn what_the_server_says() {
         let exit = FromServer::exit(&TerminalEnd { code: Some(3), reason: String::new() }, Lang::English);
         assert_eq!(exit.text(), r#"{"exit":{"code":3,"reason":""}}"#);
-        let exit = FromServer::exit(&TerminalEnd { code: None, reason: "the space has ended".into() }, Lang::Chinese);
+        let exit = FromServer::exit(
+            &TerminalEnd { code: None, reason: "the space has ended".into() },
+            Lang::Chinese,
+        );
         assert_eq!(exit.text(), r#"{"exit":{"code":null,"reason":"空间已结束"}}"#);
         let error = FromServer::error("TerminalIdleError", "idle");
         assert_eq!(error.text(), r#"{"error":{"class":"TerminalIdleError","message":"idle"}}"#);

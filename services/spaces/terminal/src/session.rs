@@ -8,10 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
-use podyard::Ctx;
 use podyard::i18n::{self, Lang};
-use podyard_driver::{Terminal, TerminalEnd, TerminalInput};
-use podyard_spaces::{Closed, Space, note_closed};
+use podyard::{Ctx, Result};
+use podyard_driver::{Terminal, TerminalEnd, TerminalInput, TerminalSize};
+use podyard_spaces::{Closed, Space, note_closed, open_terminal};
 use socket2::Socket;
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, oneshot};
@@ -37,8 +37,8 @@ const TRIES: u32 = 5;
 
 type Socketed = WebSocketStream<DuplexStream>;
 
-/// One terminal.
-pub(crate) struct Session {
+/// One terminal that is to be.
+pub(crate) struct Opening {
     pub(crate) inner: Arc<Inner>,
     pub(crate) ctx: Ctx,
     pub(crate) space: Space,
@@ -47,12 +47,25 @@ pub(crate) struct Session {
     pub(crate) token: String,
     /// The language of what the client is told.
     pub(crate) lang: Lang,
-    pub(crate) terminal: Terminal,
     pub(crate) seat: Seat,
     /// Dropped by the other side: the connection is gone.
     pub(crate) gone: oneshot::Receiver<()>,
     /// The connection, to end it where the client does not.
     pub(crate) socket: Option<Socket>,
+}
+
+impl Opening {
+    /// Opens it, and notes that down.
+    pub(crate) async fn open(self, size: TerminalSize) -> Result<Session> {
+        let terminal = open_terminal(&self.ctx, &self.space, &self.id, size).await?;
+        Ok(Session { opening: self, terminal })
+    }
+}
+
+/// One terminal.
+pub(crate) struct Session {
+    opening: Opening,
+    terminal: Terminal,
 }
 
 /// Why it ended.
@@ -152,10 +165,13 @@ impl Moved {
 }
 
 impl Session {
-    pub(crate) async fn run(mut self, pipe: DuplexStream) {
-        let task = self.inner.stats.task();
-        let (id, user, space) = (self.id.clone(), self.ctx.cred().user_name.clone(), self.space.id.clone());
-        tracing::info!(request_id = self.ctx.request_id(), terminal = id, user, space, "terminal opened");
+    pub(crate) async fn run(self, pipe: DuplexStream) {
+        let Opening { inner, ctx, space: row, id, token, lang, seat, gone, socket: connection } =
+            self.opening;
+        let Terminal { input, mut output, end } = self.terminal;
+        let task = inner.stats.task();
+        let (user, space) = (ctx.cred().user_name.clone(), row.id.clone());
+        tracing::info!(request_id = ctx.request_id(), terminal = id, user, space, "terminal opened");
         let config = WebSocketConfig::default()
             .read_buffer_size(4096)
             .write_buffer_size(0)
@@ -169,17 +185,16 @@ impl Session {
         let mut writer = std::pin::pin!(write(sink, frames, &moved));
         let over = tokio::select! {
             biased;
-            over = down(&mut self.terminal.output, &send, &moved, &self.inner) => over,
-            over = up(&self.terminal.input, &mut stream, &send, &moved, &self.inner) => over,
-            over = watch(&self.inner, &self.ctx, &self.token, &send, &moved) => over,
+            over = down(&mut output, &send, &moved, &inner) => over,
+            over = up(&input, &mut stream, &send, &moved, &inner) => over,
+            over = watch(&inner, &ctx, &token, &send, &moved) => over,
             () = &mut writer => Over::Client,
         };
         // Only a shell that is over can say how; the others are ended by this.
-        let Terminal { input, output, end } = self.terminal;
         drop((input, output));
         let end = if over == Over::Shell { Some(ended(end).await) } else { None };
         let last = async {
-            tokio::join!(say(over, end.as_ref(), send, self.lang), &mut writer);
+            tokio::join!(say(over, end.as_ref(), send, lang), &mut writer);
             // The client's goodbye, or the answer to it.
             while let Some(Ok(_)) = stream.next().await {}
         };
@@ -189,7 +204,7 @@ impl Session {
         let lasted = moved.begin.elapsed();
         let closed = Closed { terminal: id.clone(), lasted, end, why: over.word(), typed, shown };
         tracing::info!(
-            request_id = self.ctx.request_id(),
+            request_id = ctx.request_id(),
             terminal = id,
             user,
             space,
@@ -200,12 +215,11 @@ impl Session {
             shown,
             "terminal closed"
         );
-        let seat = self.seat;
         let noted = async {
-            record(&self.ctx, self.space, closed).await;
+            record(&ctx, row, closed).await;
             drop(seat);
         };
-        tokio::join!(noted, hang_up(self.gone, self.socket));
+        tokio::join!(noted, hang_up(gone, connection));
         drop(task);
     }
 }
