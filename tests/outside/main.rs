@@ -26,6 +26,7 @@ mod fuzz;
 mod gateway;
 mod http;
 mod idempotency;
+mod kubernetes;
 mod languages;
 mod limits;
 mod lists;
