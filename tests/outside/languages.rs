@@ -12,10 +12,11 @@ use crate::harness::{Answer, Client, House, Kind};
 on_each_database!(errors_speak_chinese_to_those_who_ask, the_log_stays_english);
 
 /// The crates whose errors clients see, each with its catalogue, and what else speaks through them.
-const CRATES: [(&str, &[&str]); 3] = [
+const CRATES: [(&str, &[&str]); 4] = [
     ("framework", &[]),
     ("services/identity", &[]),
     ("services/spaces", &["services/spaces/driver", "services/spaces/kubernetes"]),
+    ("services/spaces/terminal", &[]),
 ];
 
 /// Sources whose errors only whoever starts a server or migrates a database reads.

@@ -5,7 +5,7 @@
 //! who wait for a change. It asks for nothing itself.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -452,9 +452,6 @@ fn exit_of(ended: &Ended, last_lines: Vec<String>) -> Exit {
     let at = if ended.at == 0 { jiff::Timestamp::now().as_microsecond() } else { ended.at };
     Exit { code: ended.code, signal: None, at, last_lines, reason: ended.reason.clone() }
 }
-
-/// An address for what has none.
-pub(crate) const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 #[cfg(test)]
 #[path = "cache_tests.rs"]

@@ -1,3 +1,5 @@
+use std::net::Ipv4Addr;
+
 use super::*;
 
 fn seen(uid: &str, version: u64, stage: Stage) -> Seen {

@@ -24,6 +24,11 @@ use crate::{background, names};
 const GOING: Duration = Duration::from_secs(30);
 /// How often whoever waits looks itself: a watch that is silent holds up nobody.
 const LOOK: Duration = Duration::from_secs(3);
+/// How long a start may take to get past what others do to its pod.
+const STARTS: Duration = Duration::from_secs(60);
+/// How long to wait before what others got in the way of is done again, and how often.
+const PAUSE: Duration = Duration::from_millis(200);
+const TRIES: u32 = 5;
 /// How long a claim may take to go once nothing uses it.
 const CLAIM_GOES: Duration = Duration::from_secs(15);
 /// How long a claim may take to grow before it is said that it will at the next start.
@@ -54,7 +59,11 @@ pub(crate) async fn start_run(
     // What is wrong with the launch is told before anything is asked.
     pod::pod(launch, &inner.options, run, None, None)?;
     inner.synced().await?;
+    let deadline = Instant::now() + STARTS;
     loop {
+        if Instant::now() >= deadline {
+            return Err(Error::Stuck("others in the cluster get in the way of the space's pod".to_owned()));
+        }
         if let Some(seen) = inner.cache.pod(&launch.id) {
             // The cache may be behind.
             let Some(seen) = look(inner, &launch.id, &seen).await? else { continue };
@@ -81,12 +90,12 @@ pub(crate) async fn start_run(
                     Some(there) if own(inner, &there, &launch.id) => {
                         inner.cache.put(&launch.id, Seen::of(&there), true);
                         if inner.cache.pod(&launch.id).is_none() {
-                            tokio::time::sleep(Duration::from_millis(200)).await;
+                            tokio::time::sleep(PAUSE).await;
                         }
                     }
                     Some(_) => return Err(foreign("pod", &name)),
                     // It went in between.
-                    None if is(&error, 409) => tokio::time::sleep(Duration::from_millis(200)).await,
+                    None if is(&error, 409) => tokio::time::sleep(PAUSE).await,
                     None => return Err(told(START, error)),
                 }
             }
@@ -225,7 +234,9 @@ async fn running(inner: &Inner, space: &str) -> Result<Option<Seen>> {
 }
 
 /// Deletes a pod and waits until it is gone. A pod that runs gets a second at
-/// least: with less the cluster forgets it while its program still runs.
+/// least: with less the cluster forgets it while its program still runs. A
+/// kubelet keeps to the grace that it was given first; a later, shorter one is
+/// passed on for those that do not.
 pub(crate) async fn end(
     inner: &Arc<Inner>,
     space: &str,
@@ -248,13 +259,21 @@ pub(crate) async fn end(
         preconditions: Some(Preconditions { uid: Some(seen.uid.to_string()), resource_version: None }),
         ..DeleteParams::default()
     };
-    match raw(STOP, inner.pods.delete(&seen.name, &params)).await? {
-        Ok(_) => {}
-        // It is gone, or another has its name.
-        Err(error) if is(&error, 404) || is(&error, 409) => {
-            look(inner, space, seen).await?;
+    let mut tries = 0;
+    while let Err(error) = raw(STOP, inner.pods.delete(&seen.name, &params)).await? {
+        if !is(&error, 404) && !is(&error, 409) {
+            return Err(told(STOP, error));
         }
-        Err(error) => return Err(told(STOP, error)),
+        // It is gone, or another has its name; or it was only changed meanwhile.
+        match look(inner, space, seen).await? {
+            Some(there) if there.uid == seen.uid && !there.going => {}
+            _ => break,
+        }
+        tries += 1;
+        if tries == TRIES {
+            return Err(told(STOP, error));
+        }
+        tokio::time::sleep(PAUSE).await;
     }
     let deadline = Instant::now() + Duration::from_secs(seconds) + GOING;
     let mut changes = inner.cache.changes();
@@ -312,7 +331,7 @@ pub(crate) async fn delete(inner: &Arc<Inner>, space: &str) -> Result<()> {
         };
         match raw(WHAT, inner.claims.delete(&kept.name, &params)).await? {
             Ok(_) => {}
-            Err(error) if is(&error, 404) || is(&error, 409) => {}
+            Err(error) if is(&error, 404) => {}
             Err(error) => return Err(told(WHAT, error)),
         }
         // Whatever else uses it keeps it until then.

@@ -394,19 +394,20 @@ async fn an_eviction_is_said() {
     assert!(matches!(slow.phase, Phase::Ready { .. }), "{slow:?}");
 }
 
+/// A kubelet keeps to the grace that it began with, so a shorter one hurries
+/// nothing: but both who asked are told the end.
 #[tokio::test]
-async fn a_stop_is_hurried_by_another() {
+async fn two_stop_at_once() {
     let house = House::new().await;
     let driver = std::sync::Arc::new(house.driver().await);
     driver.start(&launch("s1", "example.org/stubborn:1")).await.unwrap();
     ready(&driver, "s1").await;
-    let began = Instant::now();
     let first = driver.clone();
-    let first = tokio::spawn(async move { first.stop("s1", Duration::from_secs(300)).await });
+    let first = tokio::spawn(async move { first.stop("s1", Duration::from_secs(20)).await });
     tokio::time::sleep(Duration::from_millis(500)).await;
-    driver.stop("s1", Duration::ZERO).await.unwrap();
-    first.await.unwrap().unwrap();
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let exits = [driver.stop("s1", Duration::ZERO).await.unwrap(), first.await.unwrap().unwrap()];
+    assert!(exits.iter().flatten().any(|it| it.code == Some(137)), "{exits:?}");
+    assert!(driver.list().await.unwrap().is_empty());
 }
 
 #[tokio::test]

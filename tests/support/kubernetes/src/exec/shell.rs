@@ -113,7 +113,10 @@ fn terminal() -> io::Result<(Terminal, File)> {
     let slave = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
     let flags = fcntl_getfl(&master)?;
     fcntl_setfl(&master, flags | OFlags::NONBLOCK)?;
-    Ok((Terminal(AsyncFd::register(master)?), slave))
+    #[expect(unsafe_code, reason = "tokio asks for the promise that the descriptor stays open")]
+    // SAFETY: the descriptor is owned, and moves in.
+    let master = unsafe { AsyncFd::register(master) }?;
+    Ok((Terminal(master), slave))
 }
 
 /// Whether a program can be started.
