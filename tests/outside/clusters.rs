@@ -95,8 +95,10 @@ fn a_space_lives_in_a_cluster_from_its_first_start_to_its_delete(kind: Kind) {
     let scheduled = told("Scheduled").unwrap_or_else(|| panic!("no Scheduled in {events:?}"));
     assert!(key(scheduled, "message").contains("node1"), "{scheduled}");
     assert!(events.iter().any(|it| it["action"] == "create"), "{events:?}");
-    let times: Vec<_> = events.iter().map(|it| key(it, "created_at")).collect();
-    assert!(times.is_sorted_by(|a, b| a >= b) || times.len() < 2, "{times:?}");
+    // The newest first; a cluster's own are told by the second.
+    let second = |it: &Value| key(it, "created_at")[..19].to_owned();
+    let times: Vec<_> = events.iter().map(second).collect();
+    assert!(times.is_sorted_by(|a, b| a >= b), "{times:?}");
 
     // A restart is another pod of that name on the same claim.
     let uid = |plural: &str| cluster.all(plural)[0]["metadata"]["uid"].clone();
@@ -162,11 +164,10 @@ fn a_start_that_cannot_be_says_why_and_leaves_only_the_claim(kind: Kind) {
     // It is told while it lasts, and on the page that waits.
     let waiting = until("it says what it waits for", SOON, || {
         let space = admin.read_space(&id);
-        let told = space["status"] == "starting" && space["status_reason"] != "";
+        let told = key(&space, "status_reason").contains("image");
         (told || space["status"] == "start_failed").then_some(space)
     });
     assert_eq!(waiting["status"], "starting", "{waiting}");
-    assert!(key(&waiting, "status_reason").contains("image"), "{waiting}");
     let failed = admin.wait_for(&id, &["start_failed"]);
     assert!(key(&failed, "status_reason").contains("image"), "{failed}");
     until("its pod is gone", SOON, || cluster.names("pods").is_empty().then_some(()));
@@ -239,10 +240,6 @@ fn a_start_survives_its_server(kind: Kind) {
     let admin = first.admin();
     let id = admin.space("x", &template(&admin, "Echo", json!({})));
     for pause in [0, 20, 100, 400] {
-        let space = admin.read_space(&id);
-        if space["status"] == "running" {
-            admin.at(&first.base).stop(&id);
-        }
         admin.at(&first.base).act(&id, "start").expect(202);
         std::thread::sleep(Duration::from_millis(pause));
         first.kill_9();

@@ -169,9 +169,11 @@ fn keyboard() -> mpsc::Receiver<Vec<u8>> {
                         return;
                     }
                 }
+                Ok(_) | Err(_) if is_terminal => return,
                 Ok(_) | Err(_) => {
-                    if !is_terminal {
-                        let _ = send.blocking_send(END.to_vec());
+                    // Again and again: one that comes while the shell sets its terminal is lost.
+                    while send.blocking_send(END.to_vec()).is_ok() {
+                        std::thread::sleep(Duration::from_secs(1));
                     }
                     return;
                 }

@@ -10,6 +10,7 @@
 //! spaces/<id>/run/grace      how long a stop may take, in milliseconds
 //! spaces/<id>/run/exit       how the run ended
 //! spaces/<id>/run/log, log.1 what the program wrote
+//! spaces/<id>/run/terminals/ a file for each terminal that is open
 //! ```
 //!
 //! A run lives while its lock is held, and nothing else decides that. A

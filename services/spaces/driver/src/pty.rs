@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::pty::OpenptFlags;
@@ -33,6 +34,9 @@ const PIECE: usize = 4096;
 const OUTPUT: usize = 4;
 /// Inputs that may wait for the shell.
 const INPUT: usize = 8;
+
+/// How long a supervisor may take to end what its shell has started.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The folder in a space's `run` with a file for each terminal that is open, in
 /// whichever process.
@@ -57,7 +61,8 @@ impl Terminals {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends all terminals of a space, and waits until nothing of them is left.
+    /// Ends all terminals of a space, and waits until nothing of them is left,
+    /// but not for ever.
     pub(crate) async fn end(&self, space: &str, why: &'static str) {
         let waiting: Vec<_> = self
             .all()
@@ -68,9 +73,14 @@ impl Terminals {
                 it.gone.clone()
             })
             .collect();
-        for mut gone in waiting {
-            // An error is what is waited for: its sender was dropped.
-            while gone.changed().await.is_ok() {}
+        let all = async {
+            for mut gone in waiting {
+                // An error is what is waited for: its sender was dropped.
+                while gone.changed().await.is_ok() {}
+            }
+        };
+        if tokio::time::timeout(PATIENCE, all).await.is_err() {
+            tracing::warn!(space, "terminals do not end");
         }
     }
 }

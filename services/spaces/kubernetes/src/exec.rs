@@ -81,25 +81,28 @@ pub(crate) async fn terminal(
     container: &str,
     size: TerminalSize,
 ) -> Result<Terminal> {
-    let id = id()?;
-    let place = Place { client, namespace, pod, container };
-    let opening = async {
-        let (keeper, pid) = keeper(&place, &id).await?;
-        let size_words = [size.columns, size.rows].map(|it| it.to_string());
-        let [columns, rows] = &size_words;
-        let script = script(SHELL);
-        let command = ["sh", "-c", &script, "podyard-terminal", &id, &pid, columns, rows];
-        let shell = match place.exec(&command, true).await {
-            Ok(shell) => shell,
-            Err(error) => {
-                tokio::spawn(keeper.end());
-                return Err(error);
-            }
-        };
-        Ok((keeper, shell))
-    };
+    let [namespace, pod, container] = [namespace, pod, container].map(str::to_owned);
+    // In a task: if the caller goes meanwhile, what was opened is dropped, and ends.
+    let opening = tokio::spawn(begin(Place { client, namespace, pod, container }, size));
+    let cut_off = |_| Error::Stuck("the terminal's opening was cut off".into());
+    opening.await.map_err(cut_off)?
+}
+
+async fn begin(place: Place, size: TerminalSize) -> Result<Terminal> {
+    let id = id();
     let slow = |_| Error::Stuck(format!("the pod did not open a terminal within {} s", OPEN.as_secs()));
-    let (keeper, shell) = timeout(OPEN, opening).await.map_err(slow)??;
+    let (keeper, pid) = timeout(OPEN, keeper(&place, &id)).await.map_err(slow)??;
+    let [columns, rows] = [size.columns, size.rows].map(|it| it.to_string());
+    let script = script(SHELL);
+    let command = ["sh", "-c", &script, "podyard-terminal", &id, &pid, &columns, &rows];
+    let begun = timeout(OPEN, place.exec(&command, true)).await.map_err(slow);
+    let shell = match begun.and_then(|it| it) {
+        Ok(shell) => shell,
+        Err(error) => {
+            keeper.end().await;
+            return Err(error);
+        }
+    };
     let (input, typed) = mpsc::channel(INPUT);
     let (shown, output) = mpsc::channel(OUTPUT);
     let (ended, end) = oneshot::channel();
@@ -108,18 +111,16 @@ pub(crate) async fn terminal(
 }
 
 /// Nobody can foresee it, so that nobody can have it in their environment.
-fn id() -> Result<String> {
-    use std::hash::{BuildHasher as _, Hasher as _};
-    let random = || std::collections::hash_map::RandomState::new().build_hasher().finish();
-    Ok(format!("{:016x}{:016x}", random(), random()))
+fn id() -> String {
+    rand::random::<[u8; 16]>().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A container.
-struct Place<'a> {
+struct Place {
     client: Client,
-    namespace: &'a str,
-    pod: &'a str,
-    container: &'a str,
+    namespace: String,
+    pod: String,
+    container: String,
 }
 
 /// An exec that has begun.
@@ -130,13 +131,13 @@ struct Exec {
     closes: bool,
 }
 
-impl Place<'_> {
+impl Place {
     /// Begins a command, with a TTY or without.
     async fn exec(&self, command: &[&str], tty: bool) -> Result<Exec> {
         let params =
             AttachParams::default().container(self.container).stdin(true).stdout(true).stderr(false).tty(tty);
         let path = format!("/api/v1/namespaces/{}/pods", self.namespace);
-        let request = kube::core::Request::new(path).exec(self.pod, command.iter().copied(), &params);
+        let request = kube::core::Request::new(path).exec(&self.pod, command.iter().copied(), &params);
         let request =
             request.map_err(|e| Error::Invalid(format!("the terminal cannot be asked for: {e}")))?;
         let connection = self.client.connect(request).await.map_err(|e| refused(&e))?;
@@ -226,7 +227,7 @@ fn resize(size: TerminalSize) -> Message {
 struct Keeper(Exec);
 
 /// Begins it. Gives its pid, too.
-async fn keeper(place: &Place<'_>, id: &str) -> Result<(Keeper, String)> {
+async fn keeper(place: &Place, id: &str) -> Result<(Keeper, String)> {
     let patience = PATIENCE.to_string();
     let command = ["sh", "-c", &script(KEEPER), "podyard-keeper", id, &patience];
     let mut exec = place.exec(&command, false).await?;

@@ -10,10 +10,10 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use podyard::auth::UserCred;
-use podyard::http::{App, address, problem, query_params, request_id};
+use podyard::http::{App, address, language, problem, query_params, request_id};
 use podyard::{Ctx, Error, Kind, Result, new_id, telemetry};
 use podyard_driver::TerminalSize;
-use podyard_spaces::{open_terminal, terminal_space};
+use podyard_spaces::terminal_space;
 use schemars::SchemaGenerator;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use crate::Inner;
 use crate::body::{Down, PIPE};
 use crate::protocol::{self, Size};
-use crate::session::Session;
+use crate::session::Opening;
 
 podyard::inventory::submit! {
     podyard::http::ExtraPaths { paths }
@@ -114,23 +114,33 @@ async fn upgrade(
     let name = req.match_info().get("id").unwrap_or_default();
     let space = terminal_space(&ctx, name, inner.options.rights.of(&cred)).await?;
     let seat = inner.sit(&space.id)?;
-    let terminal_id = new_id();
-    // If the client goes while this waits, all that was opened is dropped, and ends.
-    let terminal = open_terminal(&ctx, &space, &terminal_id, size).await?;
     let (ours, theirs) = tokio::io::duplex(PIPE);
     let (connected, gone) = oneshot::channel();
-    let session = Session {
+    let opening = Opening {
         inner: inner.clone(),
         ctx,
         space,
-        id: terminal_id,
+        id: new_id(),
         token,
-        terminal,
+        lang: language(req),
         seat,
         gone,
         socket: podyard_gateway::socket(req),
     };
-    inner.runtime.spawn(session.run(theirs));
+    let (tell, told) = oneshot::channel();
+    // In a task of its own: if the client goes meanwhile, what was opened is closed as always, and
+    // that is noted down.
+    inner.runtime.spawn(async move {
+        match opening.open(size).await {
+            Ok(session) => {
+                // Then its pipe is closed, too.
+                let _ = tell.send(Ok(()));
+                session.run(theirs).await;
+            }
+            Err(error) => drop(tell.send(Err(error))),
+        }
+    });
+    told.await.map_err(|_| Error::internal("the task that opens the terminal is gone"))??;
     let mut response = HttpResponse::build(StatusCode::SWITCHING_PROTOCOLS);
     response
         .upgrade("websocket")

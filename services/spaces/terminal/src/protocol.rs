@@ -15,6 +15,7 @@
 //! Each side may send pings, and answers them. The server sends one now and
 //! then; a client that leaves three of them without an answer is gone.
 
+use podyard::i18n::{self, Lang};
 use podyard_driver::{TerminalEnd, TerminalSize};
 use serde::{Deserialize, Serialize};
 
@@ -80,8 +81,8 @@ pub enum FromServer {
 }
 
 impl FromServer {
-    pub(crate) fn exit(end: &TerminalEnd) -> Self {
-        Self::Exit { code: end.code, reason: end.reason.clone() }
+    pub(crate) fn exit(end: &TerminalEnd, lang: Lang) -> Self {
+        Self::Exit { code: end.code, reason: i18n::text(lang, &end.reason).into_owned() }
     }
 
     pub(crate) fn error(class: &str, message: impl Into<String>) -> Self {
@@ -128,10 +129,13 @@ mod tests {
 
     #[test]
     fn what_the_server_says() {
-        let exit = FromServer::exit(&TerminalEnd { code: Some(3), reason: String::new() });
+        let exit = FromServer::exit(&TerminalEnd { code: Some(3), reason: String::new() }, Lang::English);
         assert_eq!(exit.text(), r#"{"exit":{"code":3,"reason":""}}"#);
-        let exit = FromServer::exit(&TerminalEnd { code: None, reason: "gone".into() });
-        assert_eq!(exit.text(), r#"{"exit":{"code":null,"reason":"gone"}}"#);
+        let exit = FromServer::exit(
+            &TerminalEnd { code: None, reason: "the space has ended".into() },
+            Lang::Chinese,
+        );
+        assert_eq!(exit.text(), r#"{"exit":{"code":null,"reason":"空间已结束"}}"#);
         let error = FromServer::error("TerminalIdleError", "idle");
         assert_eq!(error.text(), r#"{"error":{"class":"TerminalIdleError","message":"idle"}}"#);
     }

@@ -8,9 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
-use podyard::Ctx;
-use podyard_driver::{Terminal, TerminalEnd, TerminalInput};
-use podyard_spaces::{Closed, Space, note_closed};
+use podyard::i18n::{self, Lang};
+use podyard::{Ctx, Result};
+use podyard_driver::{Terminal, TerminalEnd, TerminalInput, TerminalSize};
+use podyard_spaces::{Closed, Space, note_closed, open_terminal};
 use socket2::Socket;
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, oneshot};
@@ -36,20 +37,35 @@ const TRIES: u32 = 5;
 
 type Socketed = WebSocketStream<DuplexStream>;
 
-/// One terminal.
-pub(crate) struct Session {
+/// One terminal that is to be.
+pub(crate) struct Opening {
     pub(crate) inner: Arc<Inner>,
     pub(crate) ctx: Ctx,
     pub(crate) space: Space,
     /// Its own id, in the log and in the records.
     pub(crate) id: String,
     pub(crate) token: String,
-    pub(crate) terminal: Terminal,
+    /// The language of what the client is told.
+    pub(crate) lang: Lang,
     pub(crate) seat: Seat,
     /// Dropped by the other side: the connection is gone.
     pub(crate) gone: oneshot::Receiver<()>,
     /// The connection, to end it where the client does not.
     pub(crate) socket: Option<Socket>,
+}
+
+impl Opening {
+    /// Opens it, and notes that down.
+    pub(crate) async fn open(self, size: TerminalSize) -> Result<Session> {
+        let terminal = open_terminal(&self.ctx, &self.space, &self.id, size).await?;
+        Ok(Session { opening: self, terminal })
+    }
+}
+
+/// One terminal.
+pub(crate) struct Session {
+    opening: Opening,
+    terminal: Terminal,
 }
 
 /// Why it ended.
@@ -86,7 +102,7 @@ impl Over {
     }
 
     /// What the client is told, but of the shell's end.
-    fn goodbye(self) -> Option<(CloseCode, FromServer)> {
+    fn goodbye(self, lang: Lang) -> Option<(CloseCode, FromServer)> {
         let (code, class, message) = match self {
             Self::Shell | Self::Client => return None,
             Self::Silent => (CloseCode::Policy, "TerminalSilentError", "no ping was answered"),
@@ -95,7 +111,7 @@ impl Over {
             Self::Token => (CloseCode::Policy, "UnauthorizedError", "the token is not valid any more"),
             Self::Stopping => (CloseCode::Away, "ServiceUnavailableError", "the server ends"),
         };
-        Some((code, FromServer::error(class, message)))
+        Some((code, FromServer::error(class, i18n::text(lang, message))))
     }
 }
 
@@ -149,10 +165,13 @@ impl Moved {
 }
 
 impl Session {
-    pub(crate) async fn run(mut self, pipe: DuplexStream) {
-        let task = self.inner.stats.task();
-        let (id, user, space) = (self.id.clone(), self.ctx.cred().user_name.clone(), self.space.id.clone());
-        tracing::info!(request_id = self.ctx.request_id(), terminal = id, user, space, "terminal opened");
+    pub(crate) async fn run(self, pipe: DuplexStream) {
+        let Opening { inner, ctx, space: row, id, token, lang, seat, gone, socket: connection } =
+            self.opening;
+        let Terminal { input, mut output, end } = self.terminal;
+        let task = inner.stats.task();
+        let (user, space) = (ctx.cred().user_name.clone(), row.id.clone());
+        tracing::info!(request_id = ctx.request_id(), terminal = id, user, space, "terminal opened");
         let config = WebSocketConfig::default()
             .read_buffer_size(4096)
             .write_buffer_size(0)
@@ -166,17 +185,16 @@ impl Session {
         let mut writer = std::pin::pin!(write(sink, frames, &moved));
         let over = tokio::select! {
             biased;
-            over = down(&mut self.terminal.output, &send, &moved, &self.inner) => over,
-            over = up(&self.terminal.input, &mut stream, &send, &moved, &self.inner) => over,
-            over = watch(&self.inner, &self.ctx, &self.token, &send, &moved) => over,
+            over = down(&mut output, &send, &moved, &inner) => over,
+            over = up(&input, &mut stream, &send, &moved, &inner) => over,
+            over = watch(&inner, &ctx, &token, &send, &moved) => over,
             () = &mut writer => Over::Client,
         };
         // Only a shell that is over can say how; the others are ended by this.
-        let Terminal { input, output, end } = self.terminal;
         drop((input, output));
         let end = if over == Over::Shell { Some(ended(end).await) } else { None };
         let last = async {
-            tokio::join!(say(over, end.as_ref(), send), &mut writer);
+            tokio::join!(say(over, end.as_ref(), send, lang), &mut writer);
             // The client's goodbye, or the answer to it.
             while let Some(Ok(_)) = stream.next().await {}
         };
@@ -186,7 +204,7 @@ impl Session {
         let lasted = moved.begin.elapsed();
         let closed = Closed { terminal: id.clone(), lasted, end, why: over.word(), typed, shown };
         tracing::info!(
-            request_id = self.ctx.request_id(),
+            request_id = ctx.request_id(),
             terminal = id,
             user,
             space,
@@ -197,8 +215,12 @@ impl Session {
             shown,
             "terminal closed"
         );
-        tokio::join!(record(&self.ctx, self.space, closed), hang_up(self.gone, self.socket));
-        drop((self.seat, task));
+        let noted = async {
+            record(&ctx, row, closed).await;
+            drop(seat);
+        };
+        tokio::join!(noted, hang_up(gone, connection));
+        drop(task);
     }
 }
 
@@ -324,13 +346,13 @@ async fn watch(inner: &Inner, ctx: &Ctx, token: &str, send: &mpsc::Sender<Messag
 }
 
 /// Tells the client why it is over, unless that is by itself.
-async fn say(over: Over, end: Option<&TerminalEnd>, send: mpsc::Sender<Message>) {
+async fn say(over: Over, end: Option<&TerminalEnd>, send: mpsc::Sender<Message>, lang: Lang) {
     if over == Over::Client {
         return;
     }
-    let (code, text) = match (over.goodbye(), end) {
+    let (code, text) = match (over.goodbye(lang), end) {
         (Some((code, error)), _) => (code, Some(error)),
-        (None, Some(end)) => (CloseCode::Normal, Some(FromServer::exit(end))),
+        (None, Some(end)) => (CloseCode::Normal, Some(FromServer::exit(end, lang))),
         (None, None) => (CloseCode::Normal, None),
     };
     if let Some(text) = text

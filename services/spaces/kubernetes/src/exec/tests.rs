@@ -52,7 +52,7 @@ mod scripts {
     }
 
     fn begin(sh: &str, patience: u32) -> Held {
-        let id = id().unwrap();
+        let id = id();
         let patience = patience.to_string();
         let mut keeper = Command::new("setsid");
         keeper.args([sh, "-c", &script(KEEPER), "podyard-keeper", &id, &patience]);
@@ -162,7 +162,7 @@ mod scripts {
         for sh in shells() {
             let mut gone = Command::new("true").spawn().unwrap();
             gone.wait().unwrap();
-            let (id, pid) = (id().unwrap(), gone.id().to_string());
+            let (id, pid) = (id(), gone.id().to_string());
             let mut shell = Command::new(sh);
             shell.args(["-c", &script(SHELL), "podyard-terminal", &id, &pid, "80", "24"]);
             assert_eq!(shell.stdin(Stdio::null()).status().unwrap().code(), Some(126), "{sh}");

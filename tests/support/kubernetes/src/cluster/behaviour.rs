@@ -9,6 +9,8 @@
 //! - `bad-command` (`bad-command`): cannot be started.
 //! - `unready` (`unready`): its probe never passes.
 //! - `ignore-term` (`stubborn`): does not end when asked to.
+//! - `pretend` (`pretend`): runs until it is asked to end, and its probes pass,
+//!   also where all others really run.
 //! - `real`: its command runs as a process of this machine. `0.0.0.0` in arguments
 //!   and environment becomes the pod's own address, and the paths of its volumes
 //!   the folders where they are.
@@ -68,6 +70,8 @@ pub(crate) fn of(pod: &Value, container: &Value, all_real: bool) -> Behaviour {
         Plan::Oom
     } else if has("bad-command", "bad-command") {
         Plan::CannotStart
+    } else if has("pretend", "pretend") {
+        Plan::Serve
     } else if has("real", "real") || all_real {
         Plan::Real
     } else {
