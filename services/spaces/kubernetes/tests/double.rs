@@ -1,5 +1,6 @@
 //! The driver against the double of the API server, which behaves as recorded
 //! from a real cluster.
+#![expect(clippy::unwrap_used, reason = "clippy knows the tests themselves, not what they share")]
 
 use std::future::Future;
 use std::time::{Duration, Instant};
