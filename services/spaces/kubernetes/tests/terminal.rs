@@ -1,5 +1,6 @@
 //! Terminals in pods: the driver against the double of the API server, whose
 //! execs are real shells, which go on when their client goes.
+#![expect(clippy::unwrap_used, reason = "clippy knows the tests themselves, not what they share")]
 
 use std::time::{Duration, Instant};
 
@@ -81,7 +82,7 @@ impl Shell {
             loop {
                 let seen = String::from_utf8_lossy(&self.seen).into_owned();
                 if let Some(at) = seen.find(text) {
-                    self.seen = seen[at + text.len()..].as_bytes().to_vec();
+                    self.seen = seen.as_bytes()[at + text.len()..].to_vec();
                     return;
                 }
                 match self.terminal.output.recv().await {
