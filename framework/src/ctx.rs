@@ -36,6 +36,18 @@ pub fn new_id() -> String {
     uuid::Uuid::now_v7().to_string()
 }
 
+/// An id that carries this moment, to the millisecond: [`made_at`] gives it back.
+pub(crate) fn id_of(at: DateTime<Utc>) -> String {
+    let (seconds, nanos) = (u64::try_from(at.timestamp()).unwrap_or(0), at.timestamp_subsec_nanos());
+    uuid::Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, nanos)).to_string()
+}
+
+/// The millisecond that an id carries.
+pub(crate) fn made_at(id: &str) -> Option<DateTime<Utc>> {
+    let (seconds, nanos) = uuid::Uuid::try_parse(id).ok()?.get_timestamp()?.to_unix();
+    DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)
+}
+
 /// What a process has once: database, registry, caches, services.
 pub struct Core {
     /// The database.
@@ -285,6 +297,25 @@ impl Ctx {
     {
         let ctx = self.clone();
         self.core.db.write(lock, move |conn| f(&mut Tx::new(conn, &ctx))).await
+    }
+
+    /// [`Ctx::write`] of something that can be done again after it was undone;
+    /// `of` as for [`Db::write_repeatable`].
+    ///
+    /// # Errors
+    /// What the closure returns (then nothing was changed), or 503.
+    pub(crate) async fn write_repeatable<R, F>(
+        &self,
+        lock: Option<Lock>,
+        of: Option<&'static str>,
+        mut f: F,
+    ) -> Result<Done<R>>
+    where
+        R: Send + 'static,
+        F: FnMut(&mut Tx<'_>) -> Result<R> + Send + 'static,
+    {
+        let ctx = self.clone();
+        self.core.db.write_repeatable(lock, of, move |conn| f(&mut Tx::new(conn, &ctx))).await
     }
 }
 

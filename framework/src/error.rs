@@ -38,6 +38,8 @@ pub enum Kind {
     UnsupportedMediaType,
     /// Understood, but it cannot be done as it stands.
     Unprocessable,
+    /// The path speaks another protocol: a websocket.
+    UpgradeRequired,
     /// Too often.
     TooManyRequests,
     /// The headers are too many or too large.
@@ -71,6 +73,7 @@ impl Kind {
             Self::UriTooLong => 414,
             Self::UnsupportedMediaType => 415,
             Self::Unprocessable => 422,
+            Self::UpgradeRequired => 426,
             Self::TooManyRequests => 429,
             Self::HeadersTooLarge => 431,
             Self::Internal => 500,
@@ -98,6 +101,7 @@ impl Kind {
             Self::UriTooLong => "URI Too Long",
             Self::UnsupportedMediaType => "Unsupported Media Type",
             Self::Unprocessable => "Unprocessable Content",
+            Self::UpgradeRequired => "Upgrade Required",
             Self::TooManyRequests => "Too Many Requests",
             Self::HeadersTooLarge => "Request Header Fields Too Large",
             Self::Internal => "Internal Server Error",
@@ -123,6 +127,7 @@ impl Kind {
             Self::UriTooLong => "UriTooLongError",
             Self::UnsupportedMediaType => "UnsupportedMediaTypeError",
             Self::Unprocessable => "UnprocessableError",
+            Self::UpgradeRequired => "UpgradeRequiredError",
             Self::TooManyRequests => "TooManyRequestsError",
             Self::HeadersTooLarge => "HeadersTooLargeError",
             Self::Internal => "InternalError",

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use crate::Result;
 use crate::auth::Access;
-use crate::ctx::{Ctx, Tx, new_id, snapshot, values as values_of};
+use crate::ctx::{Ctx, Tx, id_of, snapshot, values as values_of};
 use crate::db::{self, ColumnType, Dialect, Sql, Value};
 use crate::model::{Base, Field, Meta, Record};
 
@@ -17,6 +17,24 @@ impl Tx<'_> {
     /// What the database says.
     pub fn log<T: Record>(&mut self, row: &T, action: &str, before: Option<&[Value<'_>]>) -> Result<()> {
         let notes = changes(row, before, action == DELETE);
+        let changes = self.told(T::meta(), action).then(|| notes.clone());
+        self.append(T::meta(), row.base(), action, notes)?;
+        self.tell(row, action, changes)
+    }
+
+    /// Appends a record of something that changes no column, with what there is
+    /// to say of it.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn log_noted<T: Record>(
+        &mut self,
+        row: &T,
+        action: &str,
+        notes: serde_json::Map<String, serde_json::Value>,
+    ) -> Result<()> {
+        let notes = notes.into_iter().map(|(name, value)| (name, serde_json::json!({ "new": value })));
+        let notes = serde_json::Value::Object(notes.collect()).to_string();
         let changes = self.told(T::meta(), action).then(|| notes.clone());
         self.append(T::meta(), row.base(), action, notes)?;
         self.tell(row, action, changes)
@@ -50,8 +68,9 @@ impl Tx<'_> {
             sql.push(", ").bind(text);
         }
         sql.push(", ").bind(self.ctx.task_id().unwrap_or_default());
-        // One row each, and no id of a row comes twice.
-        sql.push(", 'drop-' || \"id\", ");
+        // One row each, and no id of a row comes twice: its random half goes over.
+        let time: String = id_of(now).chars().take(TIME_OF_ID).collect();
+        sql.push(", ").bind(time).push(" || substr(\"id\", 15), ");
         sql.bind(self.ctx.client_ip().map_or_else(String::new, |ip| ip.to_string()));
         sql.push(", '{\"id\":{\"old\":\"' || \"id\" || '\"}'");
         let dialect = self.conn.dialect();
@@ -81,7 +100,7 @@ impl Tx<'_> {
         sql.push("VALUES (");
         values(&mut sql, self.ctx, self.now(), meta, row, action, notes);
         sql.push(")");
-        db::execute(self.conn, &sql)?;
+        db::execute_fixed::<Appended>(self.conn, &sql)?;
         self.ctx.core().feed.will_change();
         Ok(())
     }
@@ -109,14 +128,21 @@ impl Tx<'_> {
         sql.push(") ").push(INSERT).push("SELECT ");
         values(&mut sql, self.ctx, self.now(), meta, row, action, notes);
         sql.push(" FROM written");
-        let written = db::execute(self.conn, &sql)? > 0;
         self.ctx.core().feed.will_change();
-        Ok(written)
+        match db::glance::hold(sql) {
+            Ok(()) => Ok(true),
+            Err(sql) => Ok(db::execute(self.conn, &sql)? > 0),
+        }
     }
 }
 
+/// Names the statement that appends a record.
+struct Appended;
+
 /// The action of a row's end.
 const DELETE: &str = "delete";
+/// So many characters of an id tell its time.
+const TIME_OF_ID: usize = 14;
 /// The action of a row's beginning.
 pub(crate) const CREATE: &str = "create";
 
@@ -159,7 +185,7 @@ fn values<'a>(
     for text in texts {
         sql.push(", ").bind(text);
     }
-    sql.push(", ").bind(new_id());
+    sql.push(", ").bind(id_of(now));
     sql.push(", ").bind(ctx.client_ip().map_or_else(String::new, |ip| ip.to_string()));
     sql.push(", ").bind(notes);
 }
