@@ -422,8 +422,11 @@ impl<'a> Tx<'a> {
         self.quota_insert(row)?;
         let notes = oplog::notes(row, None);
         let changes = self.told(T::meta(), action).then(|| notes.clone());
-        let sql = insertion(row, &self.owners(row), self.conn.dialect());
-        if !self.with_record(sql, T::meta(), row.base(), action, notes)? {
+        let owners = self.owners(row);
+        let sql = insertion(row, &owners, self.conn.dialect());
+        // Without owners its text is the same for all rows of a type.
+        let execute = if owners.is_empty() { db::execute_fixed::<Insertion<T>> } else { db::execute };
+        if !self.with_record(sql, execute, T::meta(), row.base(), action, notes)? {
             let owner = row.base().owner().unwrap_or_default();
             let (name, own) = (&self.cred().user_name, self.cred().user_id == owner.user_id);
             return Err(if own {
@@ -492,8 +495,14 @@ impl<'a> Tx<'a> {
                 notes = oplog::noted(notes, name, value);
             }
             let changes = tx.told(T::meta(), action).then(|| notes.clone());
-            let stored =
-                tx.with_record(change(row, version, Some(before)), T::meta(), row.base(), action, notes)?;
+            let stored = tx.with_record(
+                change(row, version, Some(before)),
+                db::execute,
+                T::meta(),
+                row.base(),
+                action,
+                notes,
+            )?;
             if stored {
                 tx.tell(row, action, changes)?;
             }
@@ -606,6 +615,9 @@ impl<'a> Tx<'a> {
         self.save(row)
     }
 }
+
+/// Names the `INSERT` of a type's row.
+struct Insertion<T>(std::marker::PhantomData<T>);
 
 /// `INSERT` of a row; with owners only if they are there, and stay to the
 /// transaction's end.

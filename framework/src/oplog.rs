@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use crate::Result;
 use crate::auth::Access;
 use crate::ctx::{Ctx, Tx, id_of, snapshot, values as values_of};
-use crate::db::{self, ColumnType, Dialect, Sql, Value};
+use crate::db::{self, AnyConnection, ColumnType, Dialect, Sql, Value};
 use crate::model::{Base, Field, Meta, Record};
 
 impl Tx<'_> {
@@ -107,16 +107,18 @@ impl Tx<'_> {
 
     /// Runs the write of one row and appends its record; tells whether a row
     /// was written, without which there is no record either.
+    /// `execute` runs the write where it is a statement of its own.
     pub(crate) fn with_record(
         &mut self,
         mut write: Sql<'_>,
+        execute: fn(&mut AnyConnection, &Sql<'_>) -> Result<usize>,
         meta: &Meta,
         row: &dyn Base,
         action: &str,
         notes: String,
     ) -> Result<bool> {
         if self.conn.dialect() != Dialect::Postgres {
-            if db::execute(self.conn, &write)? == 0 {
+            if execute(self.conn, &write)? == 0 {
                 return Ok(false);
             }
             self.append(meta, row, action, notes)?;
