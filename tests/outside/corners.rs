@@ -408,7 +408,7 @@ fn types_are_deleted_by_force_in_a_batch(kind: Kind) {
     assert_eq!(part(&admin.delete(&format!("{path}&force=true")).expect(207).of("resource-types")), 200);
     admin.get("/things").expect(404);
     // Where force means nothing it is no parameter.
-    assert_eq!(admin.delete("/spaces?all=true&force=true").expect(400).blamed(), ["force"]);
+    assert_eq!(admin.delete("/kinds?all=true&force=true").expect(400).blamed(), ["force"]);
 }
 
 fn of_two_values_that_are_taken_the_first_is_blamed(kind: Kind) {

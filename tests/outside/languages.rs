@@ -12,11 +12,17 @@ use crate::harness::{Answer, Client, House, Kind};
 on_each_database!(errors_speak_chinese_to_those_who_ask, the_log_stays_english);
 
 /// The crates whose errors clients see, each with its catalogue, and what else speaks through them.
-const CRATES: [(&str, &[&str]); 3] =
-    [("framework", &[]), ("services/identity", &[]), ("services/spaces", &["services/spaces/driver"])];
+const CRATES: [(&str, &[&str]); 4] = [
+    ("framework", &[]),
+    ("services/identity", &[]),
+    ("services/spaces", &["services/spaces/driver", "services/spaces/kubernetes"]),
+    ("services/spaces/terminal", &[]),
+];
 
-/// Sources whose errors only whoever starts a server or migrates a database reads.
-const OPERATORS: [&str; 4] = ["/db/portable.rs:", "/db/mysql.rs:", "/db/mod.rs:", "/http/cors.rs:"];
+/// Sources whose errors only whoever starts a server, migrates a database or looks
+/// at a cluster reads, or only tests.
+const OPERATORS: [&str; 6] =
+    ["/db/portable.rs:", "/db/mysql.rs:", "/db/mod.rs:", "/http/cors.rs:", "/src/doctor.rs:", "_tests.rs:"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

@@ -15,6 +15,8 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         ["postgres", folder] => podyard_tests::postgres::keep(Path::new(folder)),
         ["serve", port] => serve(port).map_err(|e| e.to_string()),
+        // One in a container, which listens there.
+        ["serve-at", host, port] => serve_at(host, port).map_err(|e| e.to_string()),
         // One that takes so many milliseconds before it listens.
         ["serve", port, ms] => {
             std::thread::sleep(Duration::from_millis(ms.parse().unwrap_or(0)));
@@ -22,7 +24,7 @@ fn main() -> ExitCode {
         }
         ["deaf", port] => deaf(port).map_err(|e| e.to_string()),
         ["exit", code] => end(code),
-        _ => Err("serve PORT [MS] | deaf PORT | exit CODE | postgres FOLDER".to_owned()),
+        _ => Err("serve PORT [MS] | serve-at HOST PORT | deaf PORT | exit CODE | postgres FOLDER".to_owned()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -57,7 +59,11 @@ fn deaf(port: &str) -> io::Result<()> {
 
 /// Tells whoever asks what was asked, and echoes websocket messages.
 fn serve(port: &str) -> io::Result<()> {
-    let listener = listen(port)?;
+    serve_at("127.0.0.1", port)
+}
+
+fn serve_at(host: &str, port: &str) -> io::Result<()> {
+    let listener = TcpListener::bind((host, port.parse().map_err(io::Error::other)?))?;
     println!("listening on {port}");
     for stream in listener.incoming() {
         let stream = stream?;
@@ -115,6 +121,11 @@ fn answer(stream: TcpStream) -> io::Result<()> {
             println!("asked to end");
             println!("with {number}");
             std::process::exit(i32::try_from(number).unwrap_or(1));
+        }
+        "/say" => {
+            for i in 1..=number {
+                println!("line {i} of {number}");
+            }
         }
         "/slow" => std::thread::sleep(Duration::from_millis(number)),
         "/evil" => {

@@ -16,8 +16,8 @@ mod watch;
 
 pub use feed::{Feed, FeedOptions, Running, run};
 pub use position::Position;
-pub use resource::Event;
 pub(crate) use resource::of_row;
+pub use resource::{Besides, Event};
 pub use rows::{Told, Watched};
 pub use store::Change;
 pub(crate) use tasks::is_watchable;

@@ -11,6 +11,7 @@ use crate::dispatch::{Reply, ResourceHandler, Shown};
 use crate::model::{AnonBase, Extra, Field, Manager, Meta, Model};
 use crate::query::{self, Params, Select};
 use crate::registry::Registry;
+use crate::task::BoxFuture;
 use crate::{Error, Resource, Result, policy};
 
 /// A record of the audit: one change of one object.
@@ -163,6 +164,40 @@ fn json(field: Option<&Field>, value: &Value) -> Value {
     typed.unwrap_or_else(|| value.clone())
 }
 
+/// What happened to rows of a type beside what the log has, told by what is
+/// outside: it stands among the records of `GET /<plural>/<id>/events`, where
+/// no parameter asks for a part of them.
+pub struct Besides {
+    /// Keyword of the type.
+    pub keyword: &'static str,
+    /// Reads it for a row, by its id; each is an object with `created_at`.
+    pub read: fn(Ctx, String) -> BoxFuture<'static, Result<Vec<Value>>>,
+}
+
+inventory::collect!(Besides);
+
+/// Puts what others tell among the records, the newest first.
+async fn with_besides(ctx: &Ctx, keyword: &str, id: String, mut reply: Reply) -> Result<Reply> {
+    let Some(besides) = inventory::iter::<Besides>.into_iter().find(|it| it.keyword == keyword) else {
+        return Ok(reply);
+    };
+    let more = (besides.read)(ctx.clone(), id).await?;
+    if more.is_empty() {
+        return Ok(reply);
+    }
+    let mut body: Value = serde_json::from_slice(&reply.body).map_err(Error::internal)?;
+    if let Some(list) = body.get_mut("events").and_then(Value::as_array_mut) {
+        list.extend(more);
+        let at = |it: &Value| {
+            let time = it["created_at"].as_str().unwrap_or_default();
+            time.parse::<chrono::DateTime<chrono::Utc>>().ok()
+        };
+        list.sort_by_key(|it| std::cmp::Reverse(at(it)));
+    }
+    reply.body = serde_json::to_vec(&body).map_err(Error::internal)?;
+    Ok(reply)
+}
+
 /// `GET /<plural>/<id>/events`: the records of a row that the caller may see,
 /// as far as they may see those.
 pub(crate) async fn of_row(
@@ -176,15 +211,19 @@ pub(crate) async fn of_row(
     }
     let bare = Shown { mask: Some(0), extra: Some(Vec::new()), tags: false };
     let found = ctx.read(Cost::Bounded, move |tx| of.get(tx, &id, &bare)).await?;
+    let id = found.value.id.unwrap_or_default();
+    let whole = params.is_empty();
     let mut params = params.to_vec();
     params.push(("obj_type".into(), of.meta().keyword().into()));
-    params.push(("obj_id".into(), found.value.id.unwrap_or_default().into()));
+    params.push(("obj_id".into(), id.clone().into()));
     let events =
         ctx.core().registry.keyword("event").ok_or_else(|| Error::internal("no type event"))?.handler;
     policy::require(ctx.cred(), events.meta().source.verbs.list, "to list events")?;
     let request = query::parse(ctx, events.meta(), &params)?;
     let done = ctx.read(Cost::Unbounded, move |tx| events.list(tx, &request)).await?;
-    Ok(Done { statements: done.statements + found.statements, time: done.time + found.time, ..done })
+    let value =
+        if whole { with_besides(ctx, of.meta().keyword(), id, done.value).await? } else { done.value };
+    Ok(Done { value, statements: done.statements + found.statements, time: done.time + found.time })
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use podyard::db::DatabaseUrl;
 
+use crate::kubernetes::{ControllerArgs, Doctor, KubernetesArgs};
+
 /// Podyard: resource-oriented control planes, with a cloud IDE on top.
 #[derive(Debug, Parser)]
 #[command(name = "podyard", version, args_conflicts_with_subcommands = true)]
@@ -28,6 +30,15 @@ pub(crate) enum Command {
     Migrate(MigrateArgs),
     /// Give a user a new random password and print it.
     ResetPassword(ResetPasswordArgs),
+    /// Open a terminal in a space, here in this one.
+    Terminal(TerminalArgs),
+    /// Check what Podyard needs of its surroundings.
+    #[command(subcommand)]
+    Doctor(Box<Doctor>),
+    /// Keep pods and claims as the custom resources `Space` say, also while no server is there.
+    Controller(Box<ControllerArgs>),
+    /// Print the definition of the custom resource `Space`, for kubectl apply.
+    Crd,
     /// Print the version.
     Version,
     /// Supervise one program of the process driver.
@@ -35,6 +46,14 @@ pub(crate) enum Command {
     Shim {
         /// The program's run folder.
         dir: PathBuf,
+    },
+    /// Run the shell of a terminal of the process driver.
+    #[command(hide = true)]
+    Shell {
+        /// The program's run folder.
+        dir: PathBuf,
+        /// The terminal's id.
+        terminal: String,
     },
     /// Serve the files of a folder in the browser: the built-in template.
     #[command(hide = true)]
@@ -74,6 +93,15 @@ impl DataArgs {
     }
 }
 
+/// What runs the programs of spaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DriverName {
+    /// Programs of this machine.
+    Process,
+    /// Pods of a cluster.
+    Kubernetes,
+}
+
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
@@ -107,6 +135,19 @@ pub(crate) struct ResetPasswordArgs {
     /// Name or id of the user's domain, where several have a user of that name.
     #[arg(long)]
     pub(crate) domain: Option<String>,
+}
+
+/// What `podyard terminal` needs to know.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TerminalArgs {
+    /// Id or name of the space.
+    pub(crate) space: String,
+    /// Where Podyard is.
+    #[arg(long, env = "PODYARD_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    pub(crate) url: String,
+    /// Your token (POST /v3/auth/tokens).
+    #[arg(long, env = "PODYARD_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub(crate) token: String,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -145,6 +186,20 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "PODYARD_STOP_GRACE", default_value_t = 10, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub(crate) stop_grace: u64,
+    /// What runs spaces: process (programs of this machine), kubernetes, or both by comma. The first is for
+    /// templates that name none.
+    #[arg(
+        long,
+        env = "PODYARD_DRIVER",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "process",
+        value_name = "DRIVER"
+    )]
+    pub(crate) driver: Vec<DriverName>,
+    /// The image of Podyard itself: with it the first start makes the built-in template for Kubernetes, too.
+    #[arg(long, env = "PODYARD_IMAGE", value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
     /// The name of this machine in the rows of spaces.
     #[arg(long, env = "PODYARD_NODE", default_value = "localhost", value_name = "NAME")]
     pub(crate) node: String,
@@ -222,9 +277,29 @@ pub(crate) struct ServeArgs {
     /// Passwords that may wait to be checked; beyond it the answer is 503.
     #[arg(long, env = "PODYARD_PASSWORD_QUEUE", default_value_t = 256, value_name = "N")]
     pub(crate) password_queue: u32,
+    /// Whose spaces a role may open terminals in, as ROLE=own, ROLE=all or ROLE=none; without this,
+    /// everybody in their own. May be given several times.
+    #[arg(long, env = "PODYARD_TERMINAL_RIGHT", value_delimiter = ',', value_name = "ROLE=WHOSE")]
+    pub(crate) terminal_right: Vec<podyard_terminal::Right>,
+    /// Most terminals of this server.
+    #[arg(long, env = "PODYARD_MAX_TERMINALS", default_value_t = 1000, value_name = "N")]
+    pub(crate) max_terminals: u32,
+    /// Most terminals in one space.
+    #[arg(long, env = "PODYARD_MAX_SPACE_TERMINALS", default_value_t = 20, value_name = "N")]
+    pub(crate) max_space_terminals: u32,
+    /// A terminal in which nothing moves for so many seconds is closed.
+    #[arg(long, env = "PODYARD_TERMINAL_IDLE", default_value_t = 3600, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub(crate) terminal_idle: u64,
+    /// How often a terminal's client is asked whether it is still there, in seconds.
+    #[arg(long, env = "PODYARD_TERMINAL_PING", default_value_t = 20, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) terminal_ping: u64,
     /// How long requests and stages may take to end after SIGTERM, in seconds.
     #[arg(long, env = "PODYARD_SHUTDOWN_GRACE", default_value_t = 20, value_name = "SECONDS")]
     pub(crate) shutdown_grace: u64,
+    #[command(flatten)]
+    pub(crate) kubernetes: KubernetesArgs,
 }
 
 /// Seconds, also parts of one.
@@ -246,7 +321,7 @@ pub(crate) fn parse() -> Result<Cli, String> {
     let args: Vec<_> = std::env::args_os().collect();
     let mut command = Cli::command();
     // Helpers of the driver must not fail for a file that lies about.
-    let helper = args.get(1).is_some_and(|it| it == "shim" || it == "files");
+    let helper = args.get(1).is_some_and(|it| it == "shim" || it == "shell" || it == "files");
     if !helper && let Some((path, file)) = file(&args)? {
         command = with_defaults(command, &path, &file)?;
     }
@@ -380,5 +455,17 @@ mod tests {
         let it = Cli::parse_from(["podyard", "--listen", "127.0.0.1:1"]);
         assert!(it.command.is_none());
         assert_eq!(it.serve.listen.port(), 1);
+        assert_eq!(it.serve.driver, [DriverName::Process]);
+    }
+
+    #[test]
+    fn several_drivers() {
+        let it = with_file("driver = \"process,kubernetes\"", &["podyard"]).unwrap();
+        assert_eq!(it.driver, [DriverName::Process, DriverName::Kubernetes]);
+        let it = with_file("driver = \"process\"", &["podyard", "--driver", "kubernetes"]).unwrap();
+        assert_eq!(it.driver, [DriverName::Kubernetes]);
+        assert!(with_file("driver = \"docker\"", &["podyard"]).unwrap_err().contains("driver"));
+        let it = with_file("kubernetes-namespace = \"ides\"", &["podyard"]).unwrap();
+        assert_eq!(it.kubernetes.kubernetes_namespace, "ides");
     }
 }

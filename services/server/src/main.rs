@@ -2,9 +2,11 @@
 //! types register, and starts what the command line asks for.
 
 mod config;
+mod kubernetes;
 mod process;
 mod resolver;
 mod serve;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let result = match command {
         // Small helpers of the process driver: no runtime, no log.
         Command::Shim { dir } => return podyard_driver::shim_main(&dir),
+        Command::Shell { dir, terminal } => return podyard_driver::shell_main(&dir, &terminal),
         Command::Files { listen, dir, base } => {
             let secret = std::env::var("PODYARD_SPACE_SECRET").ok();
             podyard_files::run(listen, &dir, &base, secret).map_err(|e| e.to_string())
@@ -38,9 +41,14 @@ fn main() -> ExitCode {
             println!("podyard {}", env!("CARGO_PKG_VERSION"));
             Ok(())
         }
+        // What its shell returns it returns as well.
+        Command::Terminal(args) => return terminal::main(&args),
         Command::Migrate(args) => process::migrate(&args),
         Command::Serve(args) => process::block_on(serve::serve(*args)),
         Command::Worker(args) => process::block_on(serve::work(*args)),
+        Command::Doctor(what) => process::block_on(kubernetes::doctor(*what)),
+        Command::Controller(args) => process::block_on(kubernetes::controller(*args)),
+        Command::Crd => kubernetes::crd(),
         Command::ResetPassword(args) => process::block_on(serve::reset_password(args)),
     };
     match result {

@@ -25,7 +25,8 @@ impl Platform {
         let Some((used, cred)) = found else { return Resolution { route: Route::Login, used: None } };
         let route = match podyard_spaces::resolve(&self.core, &self.spaces, cred, &ask.sid).await {
             Ok(Place::Open { endpoint, keep_prefix }) => {
-                Route::Open { addr: endpoint.addr, secret: endpoint.secret, host: None, keep_prefix }
+                let podyard_driver::Endpoint { addr, secret, through } = endpoint;
+                Route::Open { addr, secret, host: None, keep_prefix, through }
             }
             Ok(Place::Starting { name, status }) => {
                 Route::Starting { name, waited: None, status_text: status }

@@ -11,12 +11,14 @@ use podyard::event::{self, FeedOptions};
 use podyard::http::{App, Cors, HttpOptions, Rate};
 use podyard::task::{Engine, WorkerOptions, Workers};
 use podyard::{Core, telemetry};
-use podyard_driver::ProcessDriver;
+use podyard_driver::{Driver, ProcessDriver};
 use podyard_gateway::Gateway;
 use podyard_identity::{Identity, IdentityOptions};
+use podyard_kubernetes::KubernetesDriver;
 use podyard_spaces::{Spaces, SpacesOptions};
+use podyard_terminal::Terminals;
 
-use crate::config::{ResetPasswordArgs, ServeArgs};
+use crate::config::{DriverName, ResetPasswordArgs, ServeArgs};
 use crate::process::{asked_to_end, log};
 use crate::resolver::Platform;
 
@@ -48,7 +50,10 @@ fn open(url: &DatabaseUrl, options: db::Options) -> Result<Db, String> {
 
 async fn assemble(args: &ServeArgs) -> Result<Process, String> {
     let folder = &args.data.data_dir;
-    private_folder(folder).map_err(|e| format!("--data-dir {}: {e}", folder.display()))?;
+    let embedded = matches!(args.data.database(), DatabaseUrl::Sqlite(_));
+    if embedded || args.driver.contains(&DriverName::Process) {
+        private_folder(folder).map_err(|e| format!("--data-dir {}: {e}", folder.display()))?;
+    }
     let options = db::Options {
         pool: args.database_pool,
         // Its client has been answered by then.
@@ -67,17 +72,16 @@ async fn assemble(args: &ServeArgs) -> Result<Process, String> {
         tokio::task::spawn_blocking(move || Identity::open(&db, identity_options)).await.map_err(text)?
     };
     let identity = Arc::new(identity.map_err(|e| told(&e))?);
-    let executable = std::env::current_exe().map_err(text)?;
-    let driver_options = podyard_driver::Options { data_dir: folder.clone(), podyard: executable };
-    let driver = ProcessDriver::open(driver_options).await.map_err(text)?;
+    let drivers = drivers(args).await?;
     let spaces_options = SpacesOptions {
         max_spaces: args.max_spaces,
         max_running: args.max_running,
         start_timeout: Duration::from_secs(args.start_timeout),
         stop_grace: Duration::from_secs(args.stop_grace),
         node: args.node.clone(),
+        image: args.image.clone(),
     };
-    let spaces = Arc::new(Spaces::new(spaces_options, Arc::new(driver)));
+    let spaces = Arc::new(Spaces::new(spaces_options, drivers));
     let feed = FeedOptions {
         retention: Duration::from_secs(args.event_retention * 86_400),
         ..FeedOptions::default()
@@ -86,6 +90,28 @@ async fn assemble(args: &ServeArgs) -> Result<Process, String> {
     let core = Arc::new(core.with_service(identity.clone()).with_service(spaces.clone()));
     podyard::runtime::refresh(&core).await.map_err(|e| told(&e))?;
     Ok(Process { core, identity, spaces })
+}
+
+/// What runs spaces, the first for templates that name none.
+async fn drivers(args: &ServeArgs) -> Result<Vec<Arc<dyn Driver>>, String> {
+    let mut all: Vec<Arc<dyn Driver>> = Vec::new();
+    for (i, name) in args.driver.iter().enumerate() {
+        if args.driver[..i].contains(name) {
+            return Err("--driver: names one of them twice".to_owned());
+        }
+        all.push(match name {
+            DriverName::Process => {
+                let podyard = std::env::current_exe().map_err(text)?;
+                let options = podyard_driver::Options { data_dir: args.data.data_dir.clone(), podyard };
+                Arc::new(ProcessDriver::open(options).await.map_err(text)?)
+            }
+            DriverName::Kubernetes => {
+                let options = args.kubernetes.options(Duration::from_secs(args.stop_grace));
+                Arc::new(KubernetesDriver::open(options).await.map_err(text)?)
+            }
+        });
+    }
+    Ok(all)
 }
 
 /// A socket that takes connections from now on; they wait until the process
@@ -190,6 +216,37 @@ fn readings(core: &Arc<Core>, gateway: Option<&Gateway>) {
     }
 }
 
+/// The terminals, with their numbers.
+fn terminals(args: &ServeArgs) -> Terminals {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    let terminals = Terminals::new(podyard_terminal::Options {
+        rights: args.terminal_right.iter().cloned().collect(),
+        most: args.max_terminals as usize,
+        most_in_space: args.max_space_terminals as usize,
+        idle: Duration::from_secs(args.terminal_idle),
+        ping: Duration::from_secs(args.terminal_ping),
+    });
+    type Read = fn(&podyard_terminal::Stats) -> &AtomicU64;
+    let all: [(&str, &str, &str, Read); 5] = [
+        ("podyard_terminals_opened_total", "counter", "Terminals opened.", |s| &s.opened),
+        ("podyard_terminals_open", "gauge", "Terminals open now.", |s| &s.open),
+        ("podyard_terminal_tasks", "gauge", "Tasks that carry terminals' bytes now.", |s| &s.tasks),
+        ("podyard_terminal_bytes_typed_total", "counter", "Bytes typed in terminals.", |s| &s.typed),
+        ("podyard_terminal_bytes_shown_total", "counter", "Bytes shown in terminals.", |s| &s.shown),
+    ];
+    for (name, kind, help, read) in all {
+        let stats = terminals.stats();
+        #[expect(clippy::cast_precision_loss, reason = "Prometheus counts in doubles")]
+        telemetry::watch(name, kind, help, move || read(&stats).load(Relaxed) as f64);
+    }
+    let tasks = tokio::runtime::Handle::current().metrics();
+    #[expect(clippy::cast_precision_loss, reason = "a gauge of small numbers")]
+    telemetry::watch("podyard_async_tasks", "gauge", "Tasks of the main runtime.", move || {
+        tasks.num_alive_tasks() as f64
+    });
+    terminals
+}
+
 /// Resident memory, where /proc tells.
 fn resident() -> f64 {
     let pages = std::fs::read_to_string("/proc/self/statm").ok();
@@ -233,6 +290,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
     };
     let gateway = Gateway::new(Arc::new(resolver), gateway_options);
     readings(&core, Some(&gateway));
+    let terminals = terminals(&args);
 
     let http = HttpOptions {
         body_limit: args.body_limit,
@@ -246,7 +304,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
     };
     let app = web::Data::new(App::new(core.clone(), http));
     let identity = web::Data::new(identity);
-    let factory_gateway = gateway.clone();
+    let (factory_gateway, factory_terminals) = (gateway.clone(), terminals.clone());
     let mut server = HttpServer::new(move || {
         ActixApp::new()
             .wrap(from_fn(podyard::http::manners))
@@ -254,6 +312,8 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
             .app_data(identity.clone())
             .configure(podyard_identity::configure)
             .configure(|cfg| factory_gateway.configure(cfg))
+            .configure(|cfg| factory_terminals.configure(cfg))
+            .configure(podyard_spaces::configure)
             .configure(podyard::http::configure)
     })
     .disable_signals()
@@ -283,8 +343,10 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
     gateway.shut_down();
     core.feed.shut_down();
     // Requests end and stages end or hand back their lease, side by side.
-    tokio::join!(handle.stop(true), workers.drain());
+    let grace = Duration::from_secs(args.shutdown_grace);
+    tokio::join!(handle.stop(true), workers.drain(), terminals.shut_down(grace));
     let _ = serving.await;
+    process.spaces.close().await;
     tracing::info!("ended");
     Ok(())
 }
@@ -298,6 +360,7 @@ pub(crate) async fn work(args: ServeArgs) -> Result<(), String> {
     tracing::info!(database = args.data.database().redacted(), "works on tasks");
     asked_to_end().await?;
     workers.drain().await;
+    process.spaces.close().await;
     tracing::info!("ended");
     Ok(())
 }

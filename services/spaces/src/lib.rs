@@ -1,6 +1,9 @@
 //! Spaces: a cloud IDE. A person picks a template and a size, starts a space,
 //! and opens it in the browser under `/ws/<sid>/`.
 
+mod container;
+mod happenings;
+mod http;
 mod kind;
 mod launch;
 mod observer;
@@ -11,13 +14,17 @@ mod space;
 mod spec;
 mod tasks;
 mod template;
+mod terminal;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use podyard::worker::Pool;
+use podyard::{Error, Result};
 use podyard_driver::Driver;
 
+pub use container::ContainerField;
+pub use http::configure;
 pub use kind::Kind;
 pub use observer::observe;
 pub use quantity::Quantity;
@@ -26,9 +33,15 @@ pub use seed::seed;
 pub use space::Space;
 pub use spec::Spec;
 pub use template::Template;
+pub use terminal::{Closed, Whose, note_closed, open_terminal, terminal_space};
 
 podyard::catalogue!(Chinese, "i18n/zh.toml");
 podyard::migrations!("spaces", "../../migrations/spaces", "../../migrations/spaces");
+
+/// The driver of programs of this machine.
+pub(crate) const PROCESS: &str = "process";
+/// The driver of containers in a cluster.
+pub(crate) const KUBERNETES: &str = "kubernetes";
 
 /// Logs that are read at once, and that may wait.
 const LOGS: (usize, usize) = (4, 64);
@@ -46,6 +59,8 @@ pub struct SpacesOptions {
     pub stop_grace: Duration,
     /// The name of this machine in the rows.
     pub node: String,
+    /// The image of Podyard itself, for the built-in template on Kubernetes.
+    pub image: Option<String>,
 }
 
 impl Default for SpacesOptions {
@@ -57,6 +72,7 @@ impl Default for SpacesOptions {
             start_timeout: Duration::from_secs(60),
             stop_grace: Duration::from_secs(10),
             node: "localhost".into(),
+            image: None,
         }
     }
 }
@@ -65,22 +81,53 @@ impl Default for SpacesOptions {
 pub struct Spaces {
     /// Settings.
     pub options: SpacesOptions,
-    /// What runs the programs.
-    pub driver: Arc<dyn Driver>,
-    waiters: observer::Waiters,
+    /// What runs the programs, each with the starts that wait for it; the
+    /// first is for templates that name none.
+    drivers: Vec<(Arc<dyn Driver>, Arc<observer::Waiters>)>,
     /// Reading logs off the disk.
     pub(crate) logs: Pool,
 }
 
 impl Spaces {
-    /// Over a driver.
+    /// Over some drivers, each of another name; the first is for templates
+    /// that name none.
     #[must_use]
-    pub fn new(options: SpacesOptions, driver: Arc<dyn Driver>) -> Self {
-        Self {
-            options,
-            driver,
-            waiters: observer::Waiters::default(),
-            logs: Pool::new("logs", LOGS.0, LOGS.1),
+    pub fn new(options: SpacesOptions, drivers: Vec<Arc<dyn Driver>>) -> Self {
+        let drivers = drivers.into_iter().map(|it| (it, Arc::default())).collect();
+        Self { options, drivers, logs: Pool::new("logs", LOGS.0, LOGS.1) }
+    }
+
+    fn find(&self, name: &str) -> Result<&(Arc<dyn Driver>, Arc<observer::Waiters>)> {
+        let found = self.drivers.iter().find(|(it, _)| it.name() == name);
+        found.ok_or_else(|| Error::unavailable(format!("the driver {name} is not here"), 5))
+    }
+
+    /// The driver of that name.
+    ///
+    /// # Errors
+    /// 503: another process may have it.
+    pub fn driver(&self, name: &str) -> Result<&Arc<dyn Driver>> {
+        self.find(name).map(|(driver, _)| driver)
+    }
+
+    pub(crate) fn waiters(&self, name: &str) -> Result<&observer::Waiters> {
+        self.find(name).map(|(_, waiters)| &**waiters)
+    }
+
+    pub(crate) fn driven(&self) -> &[(Arc<dyn Driver>, Arc<observer::Waiters>)] {
+        &self.drivers
+    }
+
+    /// The process ends: other processes take over what this one looked after.
+    pub async fn close(&self) {
+        for (driver, _) in &self.drivers {
+            driver.close().await;
         }
+    }
+
+    /// The name of the driver for templates that name none.
+    #[must_use]
+    pub fn default_driver(&self) -> &'static str {
+        self.drivers.first().map_or(PROCESS, |(it, _)| it.name())
     }
 }

@@ -1,26 +1,34 @@
-//! Brings rows and reality together: what the driver sees goes to the tasks
+//! Brings rows and reality together: what a driver sees goes to the tasks
 //! that wait for it, what died is shown as stopped, and what runs without a
 //! row that says so is ended.
+//!
+//! One observer for each driver. Where several processes see the same (a
+//! cluster), one of them leads and looks after all; the others only tell the
+//! starts that wait in them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use podyard::db::Cost;
 use podyard::model::Record;
 use podyard::task::{Engine, Task};
 use podyard::{Core, Ctx, Kind, Result};
-use podyard_driver::{Exit, Observed, Phase};
+use podyard_driver::{Driver, Exit, Observed, Phase};
 use tokio::sync::Notify;
+use tokio::sync::broadcast::error::RecvError;
 
 use crate::space::{RUNNING, STARTING, STOPPED, STOPPING};
 use crate::tasks::Started;
-use crate::{Space, Spaces};
+use crate::{PROCESS, Space, Spaces};
 
 /// How often rows and reality are compared whatever the driver says.
 const ROUND: Duration = Duration::from_secs(10);
 
-/// The starts that wait in this process, by space. What is lost with the
+/// How often it is looked whether this process has begun to lead.
+const LEADS: Duration = Duration::from_secs(1);
+
+/// The starts of one driver that wait in this process, by space. What is lost with the
 /// process is found again by the start's stage, which runs again, or in the
 /// task's row.
 #[derive(Default)]
@@ -57,6 +65,11 @@ impl Waiters {
         }
     }
 
+    /// Whether a start waits in this process.
+    fn waits(&self, space: &str) -> bool {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).contains_key(space)
+    }
+
     /// Nobody waits any more.
     pub(crate) fn forget(&self, space: &str) {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(space);
@@ -67,101 +80,245 @@ impl Waiters {
     }
 }
 
-/// Watches the driver for as long as the process lives.
+/// Watches the drivers for as long as the process lives.
 pub async fn observe(core: Arc<Core>, spaces: Arc<Spaces>) {
-    let mut events = spaces.driver.observe();
-    let ctx = Ctx::system(&core);
-    let mut round = tokio::time::interval(ROUND);
-    round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        let result = tokio::select! {
-            event = events.recv() => match event {
-                Ok(seen) => take(&ctx, &spaces, seen).await,
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => reconcile(&ctx, &spaces).await,
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+    let mut all = tokio::task::JoinSet::new();
+    for (driver, waiters) in spaces.driven() {
+        let observer = Observer {
+            ctx: Ctx::system(&core),
+            spaces: spaces.clone(),
+            driver: driver.clone(),
+            waiters: waiters.clone(),
+            orphans: HashMap::new(),
+            told: HashMap::new(),
+        };
+        all.spawn(observer.run());
+    }
+    while all.join_next().await.is_some() {}
+}
+
+/// Looks after the spaces of one driver.
+struct Observer {
+    ctx: Ctx,
+    spaces: Arc<Spaces>,
+    driver: Arc<dyn Driver>,
+    waiters: Arc<Waiters>,
+    /// Since when something runs that no row claims.
+    orphans: HashMap<String, Instant>,
+    /// What was last told of why a start is no further.
+    told: HashMap<String, String>,
+}
+
+impl Observer {
+    async fn run(mut self) {
+        let mut events = self.driver.observe();
+        let mut round = tokio::time::interval(ROUND);
+        round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut leads = tokio::time::interval(LEADS);
+        leads.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut led = false;
+        let waiters = self.waiters.clone();
+        loop {
+            let result = tokio::select! {
+                event = events.recv() => match event {
+                    Ok(seen) => self.take(seen).await,
+                    Err(RecvError::Lagged(_)) => self.reconcile().await,
+                    Err(RecvError::Closed) => return,
+                },
+                () = waiters.look.notified() => self.look().await,
+                _ = round.tick() => self.reconcile().await,
+                _ = leads.tick() => {
+                    let (before, now) = (led, self.driver.reconciles());
+                    led = now;
+                    // What nobody looked after since the last leader went.
+                    if now && !before { self.reconcile().await } else { Ok(()) }
+                }
+            };
+            if let Err(error) = result {
+                tracing::warn!(driver = self.driver.name(), %error, "looking after the spaces");
+            }
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<Observed>> {
+        self.driver.list().await.map_err(podyard::Error::internal)
+    }
+
+    /// Looks at what starts have just begun to wait for.
+    async fn look(&mut self) -> Result<()> {
+        let wanted = self.waiters.to_look_at();
+        for seen in self.list().await?.into_iter().filter(|it| wanted.contains(&it.id)) {
+            self.take(seen).await?;
+        }
+        Ok(())
+    }
+
+    /// One thing that the driver saw.
+    async fn take(&mut self, seen: Observed) -> Result<()> {
+        if !self.driver.reconciles() && !self.waiters.waits(&seen.id) {
+            return Ok(());
+        }
+        let news = match &seen.phase {
+            Phase::Starting => return self.wait(&seen).await,
+            Phase::Ready { .. } => Started::Ready,
+            Phase::Exited(exit) => Started::Exited(exit.clone()),
+        };
+        self.told.remove(&seen.id);
+        if self.call_back(&seen, &news).await? {
+            return Ok(());
+        }
+        if let Phase::Exited(exit) = &seen.phase {
+            self.died(&seen.id, Some(exit)).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the row of a space that starts why it is no further.
+    async fn wait(&mut self, seen: &Observed) -> Result<()> {
+        if seen.detail.is_empty() || self.told.get(&seen.id) == Some(&seen.detail) {
+            return Ok(());
+        }
+        let (key, detail) = (seen.id.clone(), seen.detail.clone());
+        let done = self.ctx.write(None, move |tx| {
+            let found = Space::select().eq("id", key.clone()).for_update().one(tx)?;
+            let Some(mut space) = found.filter(|it| it.status == STARTING && it.status_reason != detail)
+            else {
+                return Ok(());
+            };
+            let before = podyard::before(&space);
+            tx.set_status(&mut space, STARTING, &detail)?;
+            tx.log(&space, "waits", Some(&before))
+        });
+        done.await?;
+        self.told.insert(seen.id.clone(), seen.detail.clone());
+        Ok(())
+    }
+
+    /// Tells the start that waits, if one does.
+    async fn call_back(&self, seen: &Observed, news: &Started) -> Result<bool> {
+        let token = match self.waiters.take(&seen.id, &seen.instance) {
+            Ok(Some(token)) => token,
+            // That a run has ended, while another begins, is old news.
+            Err(()) if matches!(news, Started::Exited(_)) => return Ok(true),
+            // That one answers is good news for whoever waits, in whatever process.
+            Ok(None) | Err(()) => match Engine::waiting(&self.ctx, "space", &seen.id).await? {
+                Some(token) => token,
+                None => return Ok(false),
             },
-            () = spaces.waiters.look.notified() => look(&ctx, &spaces).await,
-            _ = round.tick() => reconcile(&ctx, &spaces).await,
         };
-        if let Err(error) = result {
-            tracing::warn!(%error, "looking after the spaces");
+        let data = serde_json::to_value(news).map_err(podyard::Error::internal)?;
+        match Engine::callback(self.ctx.core(), &token, data).await {
+            Ok(()) => Ok(true),
+            // Somebody was faster, or the wait is over: the row tells what to do.
+            Err(error) if matches!(error.kind(), Kind::Conflict | Kind::NotFound) => Ok(false),
+            Err(error) => {
+                self.waiters.expect(&seen.id, &seen.instance, token);
+                Err(error)
+            }
         }
     }
-}
 
-async fn look(ctx: &Ctx, spaces: &Spaces) -> Result<()> {
-    let wanted = spaces.waiters.to_look_at();
-    let all = spaces.driver.list().await.map_err(podyard::Error::internal)?;
-    for seen in all.into_iter().filter(|it| wanted.contains(&it.id) && it.phase != Phase::Starting) {
-        take(ctx, spaces, seen).await?;
-    }
-    Ok(())
-}
-
-/// One thing that the driver saw.
-async fn take(ctx: &Ctx, spaces: &Spaces, seen: Observed) -> Result<()> {
-    let news = match &seen.phase {
-        Phase::Starting => return Ok(()),
-        Phase::Ready { .. } => Started::Ready,
-        Phase::Exited(exit) => Started::Exited(exit.clone()),
-    };
-    if call_back(ctx, spaces, &seen, &news).await? {
-        return Ok(());
-    }
-    if let Phase::Exited(exit) = &seen.phase {
-        died(ctx, spaces, &seen.id, Some(exit)).await?;
-    }
-    Ok(())
-}
-
-/// Tells the start that waits, if one does.
-async fn call_back(ctx: &Ctx, spaces: &Spaces, seen: &Observed, news: &Started) -> Result<bool> {
-    let token = match spaces.waiters.take(&seen.id, &seen.instance) {
-        Ok(Some(token)) => token,
-        // That a run has ended, while another begins, is old news.
-        Err(()) if matches!(news, Started::Exited(_)) => return Ok(true),
-        // That one answers is good news for whoever waits.
-        Ok(None) | Err(()) => match Engine::waiting(ctx, "space", &seen.id).await? {
-            Some(token) => token,
-            None => return Ok(false),
-        },
-    };
-    let data = serde_json::to_value(news).map_err(podyard::Error::internal)?;
-    match Engine::callback(ctx.core(), &token, data).await {
-        Ok(()) => Ok(true),
-        // Somebody was faster, or the wait is over: the row tells what to do.
-        Err(error) if matches!(error.kind(), Kind::Conflict | Kind::NotFound) => Ok(false),
-        Err(error) => {
-            spaces.waiters.expect(&seen.id, &seen.instance, token);
-            Err(error)
-        }
-    }
-}
-
-/// A program is gone: its row says so, if it still said that it ran and no
-/// task is on it.
-async fn died(ctx: &Ctx, spaces: &Spaces, id: &str, exit: Option<&Exit>) -> Result<()> {
-    let (key, exit) = (id.to_owned(), exit.cloned());
-    let done = ctx.write(None, move |tx| {
-        let found = Space::select().eq("id", key.clone()).for_update().one(tx)?;
-        let Some(mut space) = found.filter(|space| space.status == RUNNING) else { return Ok(()) };
-        let before = podyard::before(&space);
-        space.ended(exit.as_ref(), tx.now());
-        let reason = match &exit {
-            Some(Exit { code: Some(code), .. }) => format!("its program ended with exit code {code}"),
-            Some(Exit { signal: Some(signal), .. }) => format!("its program was ended by signal {signal}"),
-            _ => "its program was gone".to_owned(),
+    /// A program is gone: its row says so, if it still said that it ran and no
+    /// task is on it.
+    async fn died(&self, id: &str, exit: Option<&Exit>) -> Result<()> {
+        // What was seen may be old by now, or be of the run before this one.
+        let exit = match self.driver.look(id).await.map_err(podyard::Error::internal)?.map(|it| it.phase) {
+            Some(Phase::Starting | Phase::Ready { .. }) => return Ok(()),
+            Some(Phase::Exited(exit)) => Some(exit),
+            None => exit.cloned(),
         };
-        tx.set_status(&mut space, STOPPED, &reason)?;
-        tracing::info!(space = space.id, reason, "a space ended by itself");
-        tx.log(&space, "died", Some(&before))
-    });
-    done.await?;
-    // Takes note of the exit, and ends what may be left of it.
-    if !active(ctx, id).await? {
-        spaces.driver.stop(id, Duration::ZERO).await.map_err(podyard::Error::internal)?;
+        let key = id.to_owned();
+        let done = self.ctx.write(None, move |tx| {
+            let found = Space::select().eq("id", key.clone()).for_update().one(tx)?;
+            let Some(mut space) = found.filter(|space| space.status == RUNNING) else { return Ok(()) };
+            let before = podyard::before(&space);
+            space.ended(exit.as_ref(), tx.now());
+            let reason = match &exit {
+                Some(exit) if !exit.reason.is_empty() => exit.reason.clone(),
+                Some(Exit { code: Some(code), .. }) => format!("its program ended with exit code {code}"),
+                Some(Exit { signal: Some(signal), .. }) => {
+                    format!("its program was ended by signal {signal}")
+                }
+                _ => "its program was gone".to_owned(),
+            };
+            tx.set_status(&mut space, STOPPED, &reason)?;
+            tracing::info!(space = space.id, reason, "a space ended by itself");
+            tx.log(&space, "died", Some(&before))
+        });
+        done.await?;
+        // Takes note of the exit, and ends what may be left of it.
+        if !active(&self.ctx, id).await? {
+            self.driver.stop(id, Duration::ZERO).await.map_err(podyard::Error::internal)?;
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// Compares all rows that should run with all that does.
+    async fn reconcile(&mut self) -> Result<()> {
+        if !self.driver.reconciles() {
+            self.orphans.clear();
+            return Ok(());
+        }
+        // The rows first: a row says `running` only after its program was there.
+        let (driver, node) = (self.driver.name(), self.spaces.options.node.clone());
+        let rows = self.ctx.read(Cost::Unbounded, move |tx| {
+            let busy = [STARTING, RUNNING, STOPPING].map(str::to_owned);
+            let select = Space::select().unscoped().is_in("status", busy).eq("driver", driver.to_owned());
+            let rows = select.rows(tx)?;
+            // Programs are seen on their own machine only, containers from everywhere.
+            let mine = |row: &Space| driver != PROCESS || row.node.as_ref().is_none_or(|it| *it == node);
+            Ok(rows.into_iter().filter(mine).collect::<Vec<_>>())
+        });
+        let rows = rows.await?.value;
+        let real: HashMap<_, _> = self.list().await?.into_iter().map(|it| (it.id.clone(), it)).collect();
+        self.told.retain(|id, _| real.contains_key(id));
+        for row in &rows {
+            let seen = real.get(&row.id);
+            match (row.status.as_str(), seen.map(|it| &it.phase)) {
+                (RUNNING, None) => self.died(&row.id, None).await?,
+                (RUNNING, Some(Phase::Exited(exit))) => self.died(&row.id, Some(exit)).await?,
+                (STARTING, Some(_)) if active(&self.ctx, &row.id).await? => {
+                    if let Some(seen) = seen {
+                        self.take(seen.clone()).await?;
+                    }
+                }
+                (STARTING | STOPPING, _) if !active(&self.ctx, &row.id).await? => {
+                    stuck(&self.ctx, &row.id).await?;
+                }
+                _ => {}
+            }
+        }
+        let claimed: HashSet<_> = rows.iter().map(|it| it.id.as_str()).collect();
+        self.orphans.retain(|id, _| real.contains_key(id) && !claimed.contains(id.as_str()));
+        for seen in real.values().filter(|it| !claimed.contains(it.id.as_str())) {
+            self.orphan(seen).await?;
+        }
+        Ok(())
+    }
+
+    /// Something runs (or an exit waits to be noted) that no row claims.
+    async fn orphan(&mut self, seen: &Observed) -> Result<()> {
+        let key = seen.id.clone();
+        let found = self.ctx.read(Cost::Bounded, move |tx| Space::select().eq("id", key.clone()).one(tx));
+        let row = found.await?.value;
+        let claimed =
+            row.as_ref().is_some_and(|it| [STARTING, RUNNING, STOPPING].contains(&it.status.as_str()));
+        if claimed || active(&self.ctx, &seen.id).await? {
+            self.orphans.remove(&seen.id);
+            return Ok(());
+        }
+        // In a cluster somebody may just be moving a database; they have this long.
+        let since = *self.orphans.entry(seen.id.clone()).or_insert_with(Instant::now);
+        if since.elapsed() < self.driver.orphan_grace() {
+            return Ok(());
+        }
+        if !matches!(seen.phase, Phase::Exited(_)) {
+            tracing::warn!(space = seen.id, instance = seen.instance, "ends a program that no row claims");
+        }
+        self.driver.stop(&seen.id, Duration::ZERO).await.map_err(podyard::Error::internal)?;
+        self.orphans.remove(&seen.id);
+        Ok(())
+    }
 }
 
 /// Whether a task is on the space.
@@ -171,37 +328,6 @@ async fn active(ctx: &Ctx, id: &str) -> Result<bool> {
         Ok(Task::select().unscoped().eq("active_key", key.clone()).one(tx)?.is_some())
     });
     Ok(done.await?.value)
-}
-
-/// Compares all rows that should run with all that does.
-async fn reconcile(ctx: &Ctx, spaces: &Spaces) -> Result<()> {
-    // The rows first: a row says `running` only after its program was there.
-    let node = spaces.options.node.clone();
-    let rows = ctx.read(Cost::Unbounded, move |tx| {
-        let busy = [STARTING, RUNNING, STOPPING].map(str::to_owned);
-        let rows = Space::select().unscoped().is_in("status", busy).rows(tx)?;
-        Ok(rows.into_iter().filter(|row| row.node.as_ref().is_none_or(|it| *it == node)).collect::<Vec<_>>())
-    });
-    let rows = rows.await?.value;
-    let real = spaces.driver.list().await.map_err(podyard::Error::internal)?;
-    for row in &rows {
-        let seen = real.iter().find(|it| it.id == row.id);
-        match (row.status.as_str(), seen.map(|it| &it.phase)) {
-            (RUNNING, None) => died(ctx, spaces, &row.id, None).await?,
-            (RUNNING, Some(Phase::Exited(exit))) => died(ctx, spaces, &row.id, Some(exit)).await?,
-            (STARTING, Some(Phase::Ready { .. } | Phase::Exited(_))) if active(ctx, &row.id).await? => {
-                if let Some(seen) = seen {
-                    take(ctx, spaces, seen.clone()).await?;
-                }
-            }
-            (STARTING | STOPPING, _) if !active(ctx, &row.id).await? => stuck(ctx, &row.id).await?,
-            _ => {}
-        }
-    }
-    for seen in real.iter().filter(|it| !rows.iter().any(|row| row.id == it.id)) {
-        orphan(ctx, spaces, seen).await?;
-    }
-    Ok(())
 }
 
 /// A row in the middle of something that nobody does any more (its task was
@@ -223,21 +349,5 @@ async fn stuck(ctx: &Ctx, id: &str) -> Result<()> {
         tx.log(&space, "stopped", Some(&before))
     });
     done.await?;
-    Ok(())
-}
-
-/// Something runs (or an exit waits to be noted) that no row claims.
-async fn orphan(ctx: &Ctx, spaces: &Spaces, seen: &Observed) -> Result<()> {
-    let key = seen.id.clone();
-    let done = ctx.read(Cost::Bounded, move |tx| Space::select().eq("id", key.clone()).one(tx));
-    let row = done.await?.value;
-    let claimed = row.as_ref().is_some_and(|it| [STARTING, RUNNING, STOPPING].contains(&it.status.as_str()));
-    if claimed || active(ctx, &seen.id).await? {
-        return Ok(());
-    }
-    if !matches!(seen.phase, Phase::Exited(_)) {
-        tracing::warn!(space = seen.id, instance = seen.instance, "ends a program that no row claims");
-    }
-    spaces.driver.stop(&seen.id, Duration::ZERO).await.map_err(podyard::Error::internal)?;
     Ok(())
 }

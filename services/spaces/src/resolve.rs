@@ -58,11 +58,15 @@ pub async fn resolve(core: &Arc<Core>, spaces: &Spaces, cred: Arc<UserCred>, sid
     let Some((space, keep_prefix)) = done.await?.value else { return Ok(Place::NotFound) };
     let name = space.name.clone();
     Ok(match space.status.as_str() {
-        RUNNING => match spaces.driver.endpoint(&space.id).await {
+        RUNNING => match spaces.driver(&space.driver)?.endpoint(&space.id).await {
             Some(endpoint) => Place::Open { endpoint, keep_prefix },
             // It has just died, or this process has not found it again yet.
             None => Place::Starting { name, status: "looking for its program".into() },
         },
+        // What it waits for, if its driver knows.
+        STARTING if !space.status_reason.is_empty() => {
+            Place::Starting { name, status: space.status_reason.clone() }
+        }
         STARTING | STOPPING => Place::Starting { name, status: space.status.clone() },
         _ => {
             // A failed start's reason ends with the lines, which stand apart here.

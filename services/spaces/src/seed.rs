@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use podyard::prelude::*;
 use podyard::{Core, Result};
+use serde_json::json;
 
-use crate::{Kind, Spec, Template};
+use crate::{ContainerField, KUBERNETES, Kind, PROCESS, Spaces, Spec, Template};
 
 fn words(list: &[&str]) -> Vec<String> {
     list.iter().map(ToString::to_string).collect()
@@ -43,6 +44,99 @@ fn template(id: &str, name: &str, kind: &str, icon: &str, description: &str) -> 
     it
 }
 
+/// What this machine runs.
+fn of_this_machine() -> [Template; 3] {
+    let about = "Browse, edit, upload and download the files of the space. Part of Podyard itself.";
+    let mut files = template("files", "Files", "builtin", "📁", about);
+    files.command =
+        words(&["{podyard}", "files", "--listen", "127.0.0.1:{port}", "--dir", "{dir}", "--base", "{base}"]);
+    files.tags = words(&["files", "editor"]);
+    let mut code = template("code-server", "code-server", "ide", "🖥️", "Visual Studio Code in the browser.");
+    code.command = words(&[
+        "code-server",
+        "--bind-addr",
+        "127.0.0.1:{port}",
+        "--auth",
+        "none",
+        "--disable-telemetry",
+        "--disable-update-check",
+        "{dir}",
+    ]);
+    code.tags = words(&["ide", "vscode"]);
+    let mut lab =
+        template("jupyterlab", "JupyterLab", "notebook", "📓", "Notebooks, terminals and an editor.");
+    // Jupyter writes absolute links, so it must know its prefix and keep it.
+    lab.keep_prefix = true;
+    lab.command = words(&[
+        "jupyter-lab",
+        "--no-browser",
+        "--allow-root",
+        "--ServerApp.ip=127.0.0.1",
+        "--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        "--ServerApp.base_url={base}",
+        "--ServerApp.root_dir={dir}",
+        "--ServerApp.allow_remote_access=True",
+        "--IdentityProvider.token=",
+    ]);
+    lab.tags = words(&["python", "notebook"]);
+    [files, code, lab]
+}
+
+/// What a cluster runs. The built-in one needs Podyard's own image; its id is
+/// the plain one where nothing else has that.
+fn of_a_cluster(image: Option<&str>, alone: bool) -> Vec<Template> {
+    let id = |name: &str| if alone { name.to_owned() } else { format!("{name}-kubernetes") };
+    let name = |name: &str| if alone { name.to_owned() } else { format!("{name} on Kubernetes") };
+    let container = |value| Some(ContainerField::from(value));
+    let mut all = Vec::new();
+    if let Some(image) = image {
+        let about = "Browse, edit, upload and download the files of the space. Part of Podyard itself.";
+        let mut files = template(&id("files"), &name("Files"), "builtin", "📁", about);
+        files.command =
+            words(&["podyard", "files", "--listen", "0.0.0.0:{port}", "--dir", "{dir}", "--base", "{base}"]);
+        files.container = container(json!({"image": image}));
+        files.tags = words(&["files", "editor"]);
+        all.push(files);
+    }
+    let about = "Visual Studio Code in the browser.";
+    let mut code = template(&id("code-server"), &name("code-server"), "ide", "🖥️", about);
+    code.command = words(&[
+        "code-server",
+        "--bind-addr",
+        "0.0.0.0:{port}",
+        "--auth",
+        "none",
+        "--disable-telemetry",
+        "--disable-update-check",
+        "{dir}",
+    ]);
+    code.container =
+        container(json!({"image": "docker.io/codercom/code-server:latest", "probe_path": "/healthz"}));
+    code.tags = words(&["ide", "vscode"]);
+    let about = "Notebooks, terminals and an editor.";
+    let mut lab = template(&id("jupyterlab"), &name("JupyterLab"), "notebook", "📓", about);
+    lab.keep_prefix = true;
+    lab.command = words(&[
+        "jupyter-lab",
+        "--no-browser",
+        "--ServerApp.ip=0.0.0.0",
+        "--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        "--ServerApp.base_url={base}",
+        "--ServerApp.root_dir={dir}",
+        "--ServerApp.allow_remote_access=True",
+        "--IdentityProvider.token=",
+    ]);
+    lab.container = container(json!({"image": "quay.io/jupyter/minimal-notebook:latest"}));
+    lab.tags = words(&["python", "notebook"]);
+    all.extend([code, lab]);
+    for it in &mut all {
+        KUBERNETES.clone_into(&mut it.driver);
+    }
+    all
+}
+
 /// Makes the rows, unless there are any kinds already: what an administrator
 /// deleted stays deleted.
 ///
@@ -76,50 +170,16 @@ pub async fn seed(core: &Arc<Core>) -> Result<()> {
             let row = tx.create(it)?;
             tx.log(&row, "create", None)?;
         }
-        let about = "Browse, edit, upload and download the files of the space. Part of Podyard itself.";
-        let mut files = template("files", "Files", "builtin", "📁", about);
-        files.command = words(&[
-            "{podyard}",
-            "files",
-            "--listen",
-            "127.0.0.1:{port}",
-            "--dir",
-            "{dir}",
-            "--base",
-            "{base}",
-        ]);
-        files.tags = words(&["files", "editor"]);
-        let mut code =
-            template("code-server", "code-server", "ide", "🖥️", "Visual Studio Code in the browser.");
-        code.command = words(&[
-            "code-server",
-            "--bind-addr",
-            "127.0.0.1:{port}",
-            "--auth",
-            "none",
-            "--disable-telemetry",
-            "--disable-update-check",
-            "{dir}",
-        ]);
-        code.tags = words(&["ide", "vscode"]);
-        let mut lab =
-            template("jupyterlab", "JupyterLab", "notebook", "📓", "Notebooks, terminals and an editor.");
-        // Jupyter writes absolute links, so it must know its prefix and keep it.
-        lab.keep_prefix = true;
-        lab.command = words(&[
-            "jupyter-lab",
-            "--no-browser",
-            "--allow-root",
-            "--ServerApp.ip=127.0.0.1",
-            "--ServerApp.port={port}",
-            "--ServerApp.port_retries=0",
-            "--ServerApp.base_url={base}",
-            "--ServerApp.root_dir={dir}",
-            "--ServerApp.allow_remote_access=True",
-            "--IdentityProvider.token=",
-        ]);
-        lab.tags = words(&["python", "notebook"]);
-        for it in [files, code, lab] {
+        let spaces = tx.ctx.service::<Spaces>()?;
+        let (here, cluster) = (spaces.driver(PROCESS).is_ok(), spaces.driver(KUBERNETES).is_ok());
+        let mut templates = Vec::new();
+        if here || !cluster {
+            templates.extend(of_this_machine());
+        }
+        if cluster {
+            templates.extend(of_a_cluster(spaces.options.image.as_deref(), !here));
+        }
+        for it in templates {
             let row = tx.create(it)?;
             tx.log(&row, "create", None)?;
         }

@@ -6,9 +6,12 @@ use podyard_driver::Exit;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::container::{check_branch, check_url};
 use crate::quantity::{MEBIBYTE, THOUSANDTH};
-use crate::tasks::{SpaceDelete, SpaceRestart, SpaceStart, SpaceStop};
-use crate::{Quantity, Spaces, Spec, Template};
+use crate::tasks::{
+    DeleteParams, ResizeParams, SpaceDelete, SpaceResize, SpaceRestart, SpaceStart, SpaceStop,
+};
+use crate::{KUBERNETES, Quantity, Spaces, Spec, Template};
 
 /// The row is there, nothing runs.
 pub(crate) const STOPPED: &str = "stopped";
@@ -45,9 +48,19 @@ pub struct Space {
     /// The template it was made from.
     #[field(list = "user", create = "required", references = "template", index)]
     pub template_id: String,
-    /// Its size.
-    #[field(list = "user", create = "required", references = "spec", index)]
+    /// Its size. Another one may be given while it is stopped, and takes effect at the next
+    /// start; its storage only grows, also while it runs.
+    #[field(list = "user", create = "required", update = "user", references = "spec", index)]
     pub spec_id: String,
+    /// What runs it: its template's driver.
+    #[field(list = "user")]
+    pub driver: String,
+    /// A git repository that is cloned into its files while they are empty, in place of its template's.
+    #[field(list = "user", create = "optional", update = "user", max = 2048)]
+    pub repository: String,
+    /// The branch of the repository that is cloned; the repository's own choice if empty.
+    #[field(list = "user", create = "optional", update = "user", max = 255)]
+    pub branch: String,
     /// Its place in the URL: `/ws/<sid>/`.
     #[field(list = "user", unique)]
     pub sid: String,
@@ -119,6 +132,57 @@ impl Space {
         Ok(())
     }
 
+    /// What is cloned at its start must be something that can be cloned, by a
+    /// driver that does.
+    fn check_repository(&self, tx: &mut Tx<'_>) -> Result<()> {
+        let named = [("repository", &self.repository), ("branch", &self.branch)];
+        let Some((field, _)) = named.iter().find(|(_, text)| !text.is_empty()) else { return Ok(()) };
+        if self.driver != KUBERNETES {
+            let text = format!("its template's driver {} clones no repositories", self.driver);
+            return Err(Error::field(*field, text));
+        }
+        if !self.repository.is_empty() {
+            check_url(&self.repository).map_err(|text| Error::field("repository", text))?;
+        }
+        check_branch(&self.branch).map_err(|text| Error::field("branch", text))?;
+        let templates = tx.cached::<Template>()?;
+        let template = templates.get(&self.template_id).map(|it| it.container()).transpose()?.flatten();
+        if self.repository.is_empty() && template.is_none_or(|it| it.repository.is_none()) {
+            return Err(Error::field("branch", "needs a repository, here or in the template"));
+        }
+        Ok(())
+    }
+
+    /// Whether it may have another size now.
+    fn check_resize(&self, tx: &mut Tx<'_>, spec_id: &str) -> Result<()> {
+        let specs = tx.cached::<Spec>()?;
+        let Some(to) = specs.get(spec_id).filter(|it| it.enabled) else {
+            let error = Error::field("spec_id", format!("spec {spec_id} is not enabled"));
+            return Err(error.class("SpecDisabledError"));
+        };
+        let Some(from) = specs.get(&self.spec_id) else { return Ok(()) };
+        let size = |text: &str| text.parse::<Quantity>().ok();
+        if size(&to.storage) < size(&from.storage) {
+            let text = format!(
+                "its storage {} is less than the space's {}: storage can only grow",
+                to.storage, from.storage
+            );
+            return Err(Error::field("spec_id", text).class("StorageShrinkError"));
+        }
+        if [STOPPED, START_FAILED].contains(&self.status.as_str()) {
+            return Ok(());
+        }
+        let alike = size(&to.cpu) == size(&from.cpu) && size(&to.memory) == size(&from.memory);
+        if self.status == RUNNING && alike {
+            return Ok(());
+        }
+        let text = format!(
+            "space {} is {}: only its storage can grow now; stop it for another cpu or memory",
+            self.name, self.status
+        );
+        Err(Error::conflict(text).class("SpaceIsRunningError").blame("spec_id"))
+    }
+
     fn expect_available(&self, tx: &mut Tx<'_>) -> Result<()> {
         let spaces = tx.ctx.service::<Spaces>()?;
         let templates = tx.cached::<Template>()?;
@@ -147,8 +211,12 @@ fn lock_of(user_id: &str) -> String {
 }
 
 impl Manager for Space {
-    // What the observer finds.
-    const EVENTS: &'static [&'static str] = &["died", "stopped"];
+    // It confirms that the files may go.
+    const FORCE: bool = true;
+
+    // What the observer finds, and terminals.
+    const EVENTS: &'static [&'static str] =
+        &["died", "stopped", "waits", crate::terminal::OPENED, crate::terminal::CLOSED];
 
     fn validate_create_data(tx: &mut Tx<'_>, input: &mut SpaceCreate) -> Result<()> {
         let templates = tx.cached::<Template>()?;
@@ -189,6 +257,9 @@ impl Model for Space {
         let bytes: [u8; 12] = rand::random();
         self.sid = bytes.iter().map(|b| format!("{b:02x}")).collect();
         self.status = STOPPED.into();
+        let templates = tx.cached::<Template>()?;
+        self.driver = templates.get(&self.template_id).map(|it| it.driver.clone()).unwrap_or_default();
+        self.check_repository(tx)?;
         if input.auto_start {
             self.expect_available(tx)?;
             self.expect_room_to_run(tx)?;
@@ -200,6 +271,29 @@ impl Model for Space {
     fn post_create(&mut self, tx: &mut Tx<'_>, input: &SpaceCreate) -> Result<()> {
         if input.auto_start {
             tx.start_task::<SpaceStart>(self, podyard::Nothing {})?;
+        }
+        Ok(())
+    }
+
+    fn validate_update_data(&self, tx: &mut Tx<'_>, input: &mut SpaceUpdate) -> Result<()> {
+        match input.spec_id.as_deref() {
+            Some(spec_id) if spec_id != self.spec_id => self.check_resize(tx, spec_id),
+            _ => Ok(()),
+        }
+    }
+
+    fn pre_update(&mut self, tx: &mut Tx<'_>, input: &SpaceUpdate) -> Result<()> {
+        if input.repository.is_some() || input.branch.is_some() { self.check_repository(tx) } else { Ok(()) }
+    }
+
+    fn post_update(&mut self, tx: &mut Tx<'_>, before: &Self) -> Result<()> {
+        if self.spec_id == before.spec_id {
+            return Ok(());
+        }
+        let specs = tx.cached::<Spec>()?;
+        let storage = |id: &str| specs.get(id).and_then(|it| it.storage.parse::<Quantity>().ok());
+        if storage(&self.spec_id) != storage(&before.spec_id) {
+            tx.start_task::<SpaceResize>(self, ResizeParams { from: before.spec_id.clone() })?;
         }
         Ok(())
     }
@@ -226,13 +320,23 @@ impl Model for Space {
         if to.user_id == self.user_id { Ok(()) } else { Self::expect_room(tx, to.user_id.to_owned()) }
     }
 
-    fn validate_delete_condition(&self, _: &mut Tx<'_>) -> Result<()> {
-        self.expect_status(&[STOPPED, START_FAILED], "deleted; stop it first")
+    fn validate_delete_condition(&self, tx: &mut Tx<'_>) -> Result<()> {
+        self.expect_status(&[STOPPED, START_FAILED], "deleted; stop it first")?;
+        // What it never ran with is empty, and nobody's loss.
+        if self.driver == KUBERNETES && self.started_at.is_some() && !tx.ctx.force() {
+            let text = format!(
+                "with space {} its files go, for good: confirm it by force=true (DELETE …?force=true)",
+                self.name
+            );
+            return Err(Error::conflict(text).class("ConfirmationNeededError").blame("force"));
+        }
+        Ok(())
     }
 
     fn post_delete(&mut self, tx: &mut Tx<'_>) -> Result<()> {
         // The row is gone at once; its files go by a task, which survives a crash.
-        tx.start_task::<SpaceDelete>(self, podyard::Nothing {})?;
+        let params = DeleteParams { driver: self.driver.clone() };
+        tx.task::<SpaceDelete>(self, params).behind().start()?;
         Ok(())
     }
 }
@@ -242,6 +346,10 @@ impl Model for Space {
 pub struct LogQuery {
     /// At most so many bytes of its end; 65536 if not given, 1048576 at most.
     pub bytes: Option<u32>,
+    /// At most so many lines of its end.
+    pub tail: Option<u32>,
+    /// As text that goes on until the run is over, with `tail` lines of what is there at first.
+    pub follow: Option<bool>,
 }
 
 /// What a space's program wrote.
@@ -261,7 +369,8 @@ impl Space {
         tx.lock(&lock_of(&self.user_id))?;
         self.expect_room_to_run(tx)?;
         tx.set_status(self, STARTING, "")?;
-        tx.start_task::<SpaceStart>(self, podyard::Nothing {})?;
+        // Behind a storage that is just growing.
+        tx.task::<SpaceStart>(self, podyard::Nothing {}).behind().start()?;
         Ok(())
     }
 
@@ -270,7 +379,8 @@ impl Space {
     fn perform_stop(&mut self, tx: &mut Tx<'_>) -> Result<()> {
         self.expect_status(&[RUNNING, STOP_FAILED], "stopped")?;
         tx.set_status(self, STOPPING, "")?;
-        tx.start_task::<SpaceStop>(self, podyard::Nothing {})?;
+        // Behind a storage that is just growing.
+        tx.task::<SpaceStop>(self, podyard::Nothing {}).behind().start()?;
         Ok(())
     }
 
@@ -282,16 +392,62 @@ impl Space {
         tx.lock(&lock_of(&self.user_id))?;
         self.expect_room_to_run(tx)?;
         tx.set_status(self, STARTING, "restarting")?;
-        tx.start_task::<SpaceRestart>(self, podyard::Nothing {})?;
+        // Behind a storage that is just growing.
+        tx.task::<SpaceRestart>(self, podyard::Nothing {}).behind().start()?;
         Ok(())
     }
 
     /// The end of what the space's program wrote.
     async fn get_details_log(&self, ctx: &Ctx, query: LogQuery) -> Result<LogOutput> {
         let spaces = ctx.service::<Spaces>()?;
+        // That one has a route of its own, which knows it by its exact words.
+        if query.follow == Some(true) {
+            return Err(Error::field(
+                "follow",
+                "is only for GET /spaces/<id>/log?follow=true, written like this",
+            ));
+        }
         let bytes = query.bytes.unwrap_or(65536).min(1 << 20);
-        let reading = spaces.logs.run(spaces.driver.log(&self.id, bytes as usize));
-        let log = reading.await?.map_err(Error::internal)?;
+        let reading = spaces.logs.run(spaces.driver(&self.driver)?.log(&self.id, bytes as usize));
+        let mut log = reading.await?.map_err(read_error)?;
+        if let Some(tail) = query.tail {
+            log = last_lines(&log, tail as usize).to_owned();
+        }
         Ok(LogOutput { log })
+    }
+}
+
+/// A driver's error where something was only to be read.
+pub(crate) fn read_error(error: podyard_driver::Error) -> Error {
+    use podyard_driver::Error as Driver;
+    match &error {
+        Driver::Unavailable(text) => Error::unavailable(text.clone(), 1),
+        _ => Error::internal(error),
+    }
+}
+
+fn last_lines(text: &str, count: usize) -> &str {
+    if count == 0 {
+        return "";
+    }
+    let body = text.strip_suffix('\n').unwrap_or(text);
+    body.rmatch_indices('\n').nth(count - 1).map_or(text, |(at, _)| &text[at + 1..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_lines;
+
+    #[test]
+    fn the_last_lines_of_a_log() {
+        for (text, count, want) in [
+            ("", 2, ""),
+            ("a\nb\nc\n", 0, ""),
+            ("a\nb\nc\n", 2, "b\nc\n"),
+            ("a\nb\nc", 1, "c"),
+            ("a\n", 9, "a\n"),
+        ] {
+            assert_eq!(last_lines(text, count), want, "{text:?} {count}");
+        }
     }
 }

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use podyard::task::{Reason, ReasonKind, Stage, TaskCtx, Wait};
 use podyard::{Error, Nothing, Result, Tx, stages};
-use podyard_driver::{Exit, Phase};
+use podyard_driver::{Exit, Observed, Phase};
 use serde::{Deserialize, Serialize};
 
 use crate::launch::{driver_error, launch};
 use crate::space::{RUNNING, START_FAILED, STOP_FAILED, STOPPED};
-use crate::{Space, Spaces};
+use crate::{PROCESS, Space, Spaces};
 
 /// What the observer tells a start that waits.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -24,22 +24,36 @@ pub(crate) enum Started {
 /// Has the driver start the program; the observer calls back with what comes of it.
 async fn begin(t: &mut TaskCtx<Space, Nothing>) -> Result<Duration> {
     let spaces = t.ctx().service::<Spaces>()?;
-    let launch = launch(t.ctx(), t.object()).await?;
-    let instance = spaces.driver.start(&launch).await.map_err(driver_error)?;
+    let (launch, limit) = launch(t.ctx(), t.object()).await?;
+    let instance = spaces.driver(&t.object().driver)?.start(&launch).await.map_err(driver_error)?;
     // Only news of this run counts: that the one before it has ended may be
     // told later than this one begins.
-    spaces.waiters.expect(&t.object().id, &instance.id, t.callback());
-    Ok(spaces.options.start_timeout)
+    spaces.waiters(&t.object().driver)?.expect(&t.object().id, &instance.id, t.callback());
+    Ok(limit)
 }
 
 /// Ends whatever runs of a space.
-async fn end(t: &TaskCtx<Space, Nothing>, grace: Duration) -> Result<Option<Exit>> {
+async fn end<P>(t: &TaskCtx<Space, P>, driver: &str, grace: Duration) -> Result<Option<Exit>> {
     let spaces = t.ctx().service::<Spaces>()?;
-    spaces.driver.stop(&t.object().id, grace).await.map_err(driver_error)
+    spaces.driver(driver)?.stop(&t.object().id, grace).await.map_err(driver_error)
+}
+
+/// What its driver sees of the space.
+async fn seen(t: &TaskCtx<Space, Nothing>) -> Result<Option<Observed>> {
+    let spaces = t.ctx().service::<Spaces>()?;
+    spaces.driver(&t.object().driver)?.look(&t.object().id).await.map_err(driver_error)
+}
+
+/// The space runs: its row will say so.
+async fn runs(t: &TaskCtx<Space, Nothing>) -> Result<Stage> {
+    let spaces = t.ctx().service::<Spaces>()?;
+    let node = spaces.driver(&t.object().driver)?.node(&t.object().id).await;
+    Ok(Stage::complete().with(move |tx: &mut Tx<'_>, space: &mut Space| running(tx, space, node)))
 }
 
 fn describe(exit: &Exit) -> String {
     let how = match (exit.code, exit.signal) {
+        _ if !exit.reason.is_empty() => exit.reason.clone(),
         (Some(code), _) => format!("the program ended with exit code {code}"),
         (None, Some(signal)) => format!("the program was ended by signal {signal}"),
         (None, None) => "the program was killed".to_owned(),
@@ -48,27 +62,45 @@ fn describe(exit: &Exit) -> String {
     if lines.is_empty() { how } else { format!("{how}:\n{lines}") }
 }
 
-fn running(tx: &mut Tx<'_>, space: &mut Space) -> Result<()> {
+fn running(tx: &mut Tx<'_>, space: &mut Space, node: Option<String>) -> Result<()> {
     let spaces = tx.ctx.service::<Spaces>()?;
     space.started_at = Some(tx.now());
     space.stopped_at = None;
     space.exit_code = None;
     space.exit_signal = None;
     space.last_lines.clear();
-    space.node = Some(spaces.options.node.clone());
+    space.node = node.or_else(|| (space.driver == PROCESS).then(|| spaces.options.node.clone()));
     tx.set_status(space, RUNNING, "")
 }
 
 /// A start that did not come off: nothing of it stays, and the row says why.
 async fn give_up(t: &mut TaskCtx<Space, Nothing>, why: Reason) -> Stage {
-    if let Ok(spaces) = t.ctx().service::<Spaces>() {
-        spaces.waiters.forget(&t.object().id);
+    if let Ok(spaces) = t.ctx().service::<Spaces>()
+        && let Ok(waiters) = spaces.waiters(&t.object().driver)
+    {
+        waiters.forget(&t.object().id);
     }
-    let exit = match end(t, Duration::ZERO).await {
+    let mut detail = None;
+    if why.is_timeout() {
+        // Asked before what would tell it is gone.
+        match seen(t).await {
+            // Nobody was there to be told: Podyard was down.
+            Ok(Some(Observed { phase: Phase::Ready { .. }, .. })) => {
+                return runs(t).await.unwrap_or_else(|error| Stage::retry(error.message().to_owned()));
+            }
+            Ok(seen) => detail = seen.map(|it| it.detail).filter(|it| !it.is_empty()),
+            Err(error) => return Stage::retry(error.message().to_owned()),
+        }
+    }
+    let exit = match end(t, &t.object().driver, Duration::ZERO).await {
         Ok(exit) => exit,
         Err(error) => return Stage::retry(error.message().to_owned()),
     };
     let cancelled = why.kind == ReasonKind::Cancelled;
+    let why = match detail {
+        Some(detail) => Reason::new(why.kind, &format!("{why}: {detail}")),
+        None => why,
+    };
     let text = why.to_string();
     Stage::fail(why).with(move |tx: &mut Tx<'_>, space: &mut Space| {
         space.ended(exit.as_ref(), tx.now());
@@ -79,15 +111,12 @@ async fn give_up(t: &mut TaskCtx<Space, Nothing>, why: Reason) -> Stage {
 /// Goes on with what the observer told.
 async fn started(t: &mut TaskCtx<Space, Nothing>, data: &Started, again: Wait) -> Result<Stage> {
     let exit = match data {
-        Started::Ready => return Ok(Stage::complete().with(running)),
+        Started::Ready => return runs(t).await,
         Started::Exited(exit) => exit,
     };
     // Another process's observer knows no instances: if a program lives, the
     // news was of the run before it.
-    let spaces = t.ctx().service::<Spaces>()?;
-    let all = spaces.driver.list().await.map_err(driver_error)?;
-    let id = &t.object().id;
-    if all.iter().any(|it| it.id == *id && !matches!(it.phase, Phase::Exited(_))) {
+    if seen(t).await?.is_some_and(|it| !matches!(it.phase, Phase::Exited(_))) {
         let within = begin(t).await?;
         return Ok(again.within(within));
     }
@@ -124,7 +153,7 @@ pub struct SpaceStop;
 impl SpaceStop {
     async fn on_init(t: &mut TaskCtx<Space, Nothing>) -> Result<Stage> {
         let grace = t.ctx().service::<Spaces>()?.options.stop_grace;
-        let exit = end(t, grace).await?;
+        let exit = end(t, &t.object().driver, grace).await?;
         Ok(Stage::complete().with(move |tx: &mut Tx<'_>, space: &mut Space| {
             space.ended(exit.as_ref(), tx.now());
             tx.set_status(space, STOPPED, "")
@@ -145,7 +174,7 @@ pub struct SpaceRestart;
 impl SpaceRestart {
     async fn on_init(t: &mut TaskCtx<Space, Nothing>) -> Result<Stage> {
         let grace = t.ctx().service::<Spaces>()?.options.stop_grace;
-        end(t, grace).await?;
+        end(t, &t.object().driver, grace).await?;
         Ok(Stage::next(Self::ON_STOPPED))
     }
 
@@ -173,19 +202,70 @@ impl SpaceRestart {
     }
 }
 
-/// Removes the files of a space whose row is deleted.
-pub struct SpaceDelete;
+/// What a change of size is told.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ResizeParams {
+    /// The size that it had.
+    pub from: String,
+}
 
-#[stages(object = Space, params = Nothing)]
-impl SpaceDelete {
-    async fn on_init(t: &mut TaskCtx<Space, Nothing>) -> Result<Stage> {
-        end(t, Duration::ZERO).await?;
+/// Has a space's storage grow to what its size says.
+pub struct SpaceResize;
+
+#[stages(object = Space, params = ResizeParams)]
+impl SpaceResize {
+    #[stage(timeout_s = 60, attempts = 5)]
+    async fn on_init(t: &mut TaskCtx<Space, ResizeParams>) -> Result<Stage> {
         let spaces = t.ctx().service::<Spaces>()?;
-        spaces.driver.delete(&t.object().id).await.map_err(|e| Error::unavailable(e.to_string(), 1))?;
+        let (launch, _) = launch(t.ctx(), t.object()).await?;
+        let done = spaces.driver(&t.object().driver)?.resize(&launch).await.map_err(driver_error)?;
+        if !done {
+            t.progress_text("its storage grows at the next start");
+        }
         Ok(Stage::complete())
     }
 
-    async fn on_init_failed(_: &mut TaskCtx<Space, Nothing>, why: Reason) -> Stage {
+    async fn on_init_failed(t: &mut TaskCtx<Space, ResizeParams>, why: Reason) -> Stage {
+        let from = t.params().from.clone();
+        let to = t.object().spec_id.clone();
+        let text = format!("its storage could not grow: {why}");
+        Stage::fail(why).with(move |tx: &mut Tx<'_>, space: &mut Space| {
+            // As it was: the row must not tell of room that is not there.
+            if space.spec_id == to {
+                space.spec_id = from;
+            }
+            let status = space.status.clone();
+            tx.set_status(space, &status, &text)
+        })
+    }
+}
+
+/// What a delete is told.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeleteParams {
+    /// The driver that has the files. (Tasks from before there were several say none.)
+    #[serde(default = "process")]
+    pub driver: String,
+}
+
+fn process() -> String {
+    PROCESS.to_owned()
+}
+
+/// Removes the files of a space whose row is deleted.
+pub struct SpaceDelete;
+
+#[stages(object = Space, params = DeleteParams)]
+impl SpaceDelete {
+    async fn on_init(t: &mut TaskCtx<Space, DeleteParams>) -> Result<Stage> {
+        end(t, &t.params().driver, Duration::ZERO).await?;
+        let spaces = t.ctx().service::<Spaces>()?;
+        let driver = spaces.driver(&t.params().driver)?;
+        driver.delete(&t.object().id).await.map_err(|e| Error::unavailable(e.to_string(), 1))?;
+        Ok(Stage::complete())
+    }
+
+    async fn on_init_failed(_: &mut TaskCtx<Space, DeleteParams>, why: Reason) -> Stage {
         Stage::fail(why)
     }
 }

@@ -1,8 +1,9 @@
 //! Templates: what a space runs.
 
 use podyard::prelude::*;
+use podyard_driver::Container;
 
-use crate::Spaces;
+use crate::{ContainerField, KUBERNETES, Spaces};
 
 /// What a space runs: a program and how it is started.
 #[derive(Debug, Clone, Default, Resource)]
@@ -24,15 +25,21 @@ pub struct Template {
     /// The kind that it belongs to.
     #[field(list = "user", create = "required", update = "admin", references = "kind")]
     pub kind_id: String,
-    /// What runs it.
-    #[field(list = "user", create = "optional", default = "process", choices("process"), max = 32)]
+    /// What runs it; the server's first driver if not given.
+    #[field(list = "user", create = "optional", choices("process", "kubernetes"), max = 32)]
     pub driver: String,
-    /// The program and its arguments; `{port}`, `{dir}`, `{base}` and `{podyard}` are replaced.
-    #[field(list = "admin", create = "required", update = "admin", max = 65536)]
+    /// The program and its arguments; `{port}`, `{dir}`, `{base}` and `{podyard}` are replaced. May be empty for a container.
+    #[field(list = "admin", create = "optional", update = "admin", max = 65536)]
     pub command: Vec<String>,
     /// More environment for the program, as `NAME=value`.
     #[field(list = "admin", create = "optional", update = "admin", max = 65536)]
     pub env: Vec<String>,
+    /// The container, for the driver kubernetes.
+    #[field(list = "admin", create = "optional", update = "admin", max = 65536)]
+    pub container: Option<ContainerField>,
+    /// How long it may take until it is ready, in seconds; the server's own setting if not given.
+    #[field(list = "user", create = "optional", update = "admin")]
+    pub start_limit: Option<i32>,
     /// Whether its program serves under `{base}` itself, so that the gateway leaves the path as it is.
     #[field(list = "user", create = "optional", update = "admin", default = false)]
     pub keep_prefix: bool,
@@ -48,9 +55,10 @@ pub struct Template {
 }
 
 impl Template {
-    fn check(&self) -> Result<()> {
-        if self.command.first().is_none_or(|program| program.trim().is_empty()) {
-            return Err(Error::field("command", "must name a program"));
+    fn check(&self, spaces: &Spaces) -> Result<()> {
+        self.check_container(spaces)?;
+        if self.start_limit.is_some_and(|it| !(1..=86_400).contains(&it)) {
+            return Err(Error::field("start_limit", "must be from 1 to 86400 seconds"));
         }
         for (field, list) in [("command", &self.command), ("env", &self.env)] {
             if list.iter().any(|text| text.contains('\0')) {
@@ -67,12 +75,42 @@ impl Template {
         Ok(())
     }
 
+    /// What only the one or only the other driver takes.
+    fn check_container(&self, spaces: &Spaces) -> Result<()> {
+        let program = self.command.first().is_some_and(|it| !it.trim().is_empty());
+        if self.driver != KUBERNETES {
+            if self.container.is_some() {
+                return Err(Error::field("container", "is for the driver kubernetes only"));
+            }
+            if !program {
+                return Err(Error::field("command", "must name a program"));
+            }
+            return Ok(());
+        }
+        if !self.command.is_empty() && !program {
+            return Err(Error::field("command", "must name a program"));
+        }
+        let Some(container) = self.container()? else {
+            let text = "is required: the driver kubernetes runs images";
+            return Err(Error::field("container.image", text));
+        };
+        // A process without the driver stores the template all the same; one
+        // that has it judges what only it can.
+        let Ok(driver) = spaces.driver(KUBERNETES) else { return Ok(()) };
+        driver.check(&container).map_err(|error| Error::field("container", error.to_string()))
+    }
+
+    /// Its container, if it has one.
+    pub(crate) fn container(&self) -> Result<Option<Container>> {
+        self.container.as_ref().map(ContainerField::container).transpose()
+    }
+
     /// Whether its program can be run here, or why not.
     pub(crate) fn availability(&self, spaces: &Spaces) -> Result<(), String> {
-        if spaces.driver.name() != self.driver {
+        let Ok(driver) = spaces.driver(&self.driver) else {
             return Err(format!("it wants the driver {}, which is not here", self.driver));
-        }
-        let wrong = spaces.driver.available(&self.command).err().map(|e| e.to_string());
+        };
+        let wrong = driver.available(&self.command).err().map(|e| e.to_string());
         // Where it was looked for is the machine's business, not everybody's.
         wrong.map_or(Ok(()), |text| Err(text.split("; looked for").next().unwrap_or_default().to_owned()))
     }
@@ -100,11 +138,16 @@ impl Manager for Template {
 }
 
 impl Model for Template {
-    fn customize_create(&mut self, _: &mut Tx<'_>, _: &TemplateCreate) -> Result<()> {
-        self.check()
+    fn customize_create(&mut self, tx: &mut Tx<'_>, _: &TemplateCreate) -> Result<()> {
+        let spaces = tx.ctx.service::<Spaces>()?;
+        if self.driver.is_empty() {
+            spaces.default_driver().clone_into(&mut self.driver);
+        }
+        self.check(&spaces)
     }
 
-    fn pre_update(&mut self, _: &mut Tx<'_>, _: &TemplateUpdate) -> Result<()> {
-        self.check()
+    fn pre_update(&mut self, tx: &mut Tx<'_>, _: &TemplateUpdate) -> Result<()> {
+        let spaces = tx.ctx.service::<Spaces>()?;
+        self.check(&spaces)
     }
 }

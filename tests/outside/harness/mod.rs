@@ -2,6 +2,7 @@
 //! of this machine.
 
 mod client;
+mod cluster;
 mod database;
 mod processes;
 mod server;
@@ -9,6 +10,7 @@ mod server;
 use std::time::{Duration, Instant};
 
 pub(crate) use client::{Answer, Client, body, key, raw};
+pub(crate) use cluster::Cluster;
 pub(crate) use database::{Database, Kind, Session};
 pub(crate) use processes::{alive, kill, programs, programs_under};
 pub(crate) use server::{ADMIN_PASSWORD, House, Server, podyard};

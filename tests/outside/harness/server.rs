@@ -19,37 +19,36 @@ pub(crate) const ADMIN_PASSWORD: &str = "the-password-of-admin";
 /// The binary: `PODYARD_BIN`, or built once for a run of tests.
 pub(crate) fn podyard() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| {
-        if let Some(path) = std::env::var_os("PODYARD_BIN") {
-            let path = PathBuf::from(path);
-            assert!(path.is_file(), "PODYARD_BIN: there is no {}", path.display());
-            return path.canonicalize().unwrap();
-        }
-        let folder = Path::new(HELPER).parent().unwrap();
-        // nextest runs each test in a process of its own: the first builds for all of its run.
-        let state = Path::new(env!("CARGO_TARGET_TMPDIR")).join("built-for");
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(state.with_extension("lock"))
-            .unwrap();
-        lock.lock().unwrap();
-        let run = std::env::var("NEXTEST_RUN_ID").unwrap_or_default();
-        if run.is_empty() || fs::read_to_string(&state).unwrap_or_default() != run {
-            let profile = match folder.file_name().and_then(|it| it.to_str()) {
-                Some("debug") | None => "dev",
-                Some(it) => it,
-            };
-            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-            let mut build = Command::new(cargo);
-            build.args(["build", "--quiet", "-p", "podyard-server", "--profile", profile]);
-            let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
-            assert!(built.success(), "podyard-server does not build");
-            fs::write(&state, run).unwrap();
-        }
-        folder.join("podyard")
-    })
+    PATH.get_or_init(|| built("PODYARD_BIN", "podyard-server", "podyard"))
+}
+
+/// A binary of the workspace: named by a variable, or built once for a run of tests.
+pub(crate) fn built(variable: &str, package: &str, name: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
+        let path = PathBuf::from(path);
+        assert!(path.is_file(), "{variable}: there is no {}", path.display());
+        return path.canonicalize().unwrap();
+    }
+    let folder = Path::new(HELPER).parent().unwrap();
+    // nextest runs each test in a process of its own: the first builds for all of its run.
+    let state = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("built-{name}"));
+    let lock =
+        File::options().create(true).truncate(false).write(true).open(state.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    let run = std::env::var("NEXTEST_RUN_ID").unwrap_or_default();
+    if run.is_empty() || fs::read_to_string(&state).unwrap_or_default() != run {
+        let profile = match folder.file_name().and_then(|it| it.to_str()) {
+            Some("debug") | None => "dev",
+            Some(it) => it,
+        };
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "-p", package, "--profile", profile]);
+        let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
+        assert!(built.success(), "{package} does not build");
+        fs::write(&state, run).unwrap();
+    }
+    folder.join(name)
 }
 
 /// A data folder and a database: where servers live. At its end nothing that

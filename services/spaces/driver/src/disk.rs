@@ -10,6 +10,7 @@
 //! spaces/<id>/run/grace      how long a stop may take, in milliseconds
 //! spaces/<id>/run/exit       how the run ended
 //! spaces/<id>/run/log, log.1 what the program wrote
+//! spaces/<id>/run/terminals/ a file for each terminal that is open
 //! ```
 //!
 //! A run lives while its lock is held, and nothing else decides that. A
@@ -240,12 +241,18 @@ impl Run {
     pub(crate) fn last_lines(&self, bytes: u64) -> Vec<String> {
         // A log that cannot be read must not hide the exit that it belongs to.
         let tail = self.log_tail(bytes.min(64 << 10)).unwrap_or_default();
-        let text = String::from_utf8_lossy(&tail);
-        let mut lines: Vec<String> =
-            text.lines().rev().map(clean_line).filter(|line| !line.is_empty()).take(LAST_LINES).collect();
-        lines.reverse();
-        lines
+        last_lines(&tail)
     }
+}
+
+/// The lines of a log's end as [`crate::Exit::last_lines`] has them.
+#[must_use]
+pub fn last_lines(tail: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(tail);
+    let mut lines: Vec<String> =
+        text.lines().rev().map(clean_line).filter(|line| !line.is_empty()).take(LAST_LINES).collect();
+    lines.reverse();
+    lines
 }
 
 /// Held while the state of a space is read or changed.

@@ -8,14 +8,20 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rustix::process::{Pid, Signal};
 use tokio::runtime::Handle;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::AbortHandle;
 
 use crate::disk::{self, ExitFile, Folder, InstanceFile, LaunchFile, Run};
+use crate::follow::follow;
+use crate::pty::{self, Terminals};
 use crate::sweep::{self, Found};
-use crate::{Driver, Endpoint, Error, Exit, Instance, Launch, Observed, Pending, Phase, Result, probe};
+use crate::{
+    Driver, Endpoint, Error, Exit, Instance, Launch, Observed, Pending, Phase, Result, Terminal,
+    TerminalSize, probe,
+};
 
 /// What of Podyard's environment a program is given. Everything else, above
 /// all Podyard's own secrets, stays here.
@@ -86,6 +92,7 @@ struct Inner {
     /// The shims that this process started and must reap, by instance.
     children: Mutex<HashMap<String, Child>>,
     events: broadcast::Sender<Observed>,
+    terminals: Arc<Terminals>,
     runtime: Handle,
 }
 
@@ -127,6 +134,7 @@ impl ProcessDriver {
                 known: Mutex::default(),
                 children: Mutex::default(),
                 events: broadcast::Sender::new(EVENTS),
+                terminals: Arc::default(),
                 runtime,
             }))
         })
@@ -205,6 +213,11 @@ impl Driver for ProcessDriver {
         Box::pin(blocking(move || list(&inner)))
     }
 
+    fn look<'a>(&'a self, id: &'a str) -> Pending<'a, Result<Option<Observed>>> {
+        let (inner, id) = (self.inner.clone(), id.to_owned());
+        Box::pin(blocking(move || look(&inner, &id)))
+    }
+
     fn observe(&self) -> broadcast::Receiver<Observed> {
         self.inner.events.subscribe()
     }
@@ -215,6 +228,26 @@ impl Driver for ProcessDriver {
             let tail = inner.folder(&id)?.run().log_tail(tail_bytes as u64).map_err(Error::io("the log"))?;
             Ok(String::from_utf8_lossy(&tail).into_owned())
         }))
+    }
+
+    fn terminal<'a>(&'a self, id: &'a str, size: TerminalSize) -> Pending<'a, Result<Terminal>> {
+        Box::pin(async move {
+            let folder = self.inner.folder(id)?;
+            pty::open(&self.inner.terminals, folder, id, &self.inner.podyard, size, &self.inner.runtime).await
+        })
+    }
+
+    fn follow_log<'a>(&'a self, id: &'a str, tail: usize) -> Pending<'a, Result<mpsc::Receiver<Bytes>>> {
+        let (inner, id) = (self.inner.clone(), id.to_owned());
+        Box::pin(async move {
+            let (run, instance) = blocking(move || {
+                let run = inner.folder(&id)?.run();
+                let launch = run.launch().map_err(Error::io("the log"))?;
+                Ok((run, launch.map(|it| it.instance)))
+            })
+            .await?;
+            Ok(follow(run, instance, tail))
+        })
     }
 }
 
@@ -238,7 +271,12 @@ impl Inner {
 
     fn tell(&self, id: &str, instance: &str, phase: Phase) {
         // That nobody listens is no error: `list` tells the same later.
-        let _ = self.events.send(Observed { id: id.to_owned(), instance: instance.to_owned(), phase });
+        let _ = self.events.send(Observed {
+            id: id.to_owned(),
+            instance: instance.to_owned(),
+            phase,
+            detail: String::new(),
+        });
     }
 
     /// Watches a run from now on, unless it is watched already. Returns its phase.
@@ -252,7 +290,13 @@ impl Inner {
         if let Some(older) = known.get(&launch.id) {
             // Another Podyard started it again before this one saw the end,
             // and how it ended is written nowhere any more.
-            let exit = Exit { code: None, signal: None, at: disk::now(), last_lines: Vec::new() };
+            let exit = Exit {
+                code: None,
+                signal: None,
+                at: disk::now(),
+                last_lines: Vec::new(),
+                reason: String::new(),
+            };
             self.tell(&launch.id, &older.instance, Phase::Exited(exit));
         }
         let ready = ready_endpoint(&folder.run(), &launch.instance);
@@ -290,7 +334,11 @@ fn ready_endpoint(run: &Run, instance: &str) -> Option<Endpoint> {
 }
 
 fn endpoint(file: &InstanceFile) -> Endpoint {
-    Endpoint { addr: SocketAddr::from((Ipv4Addr::LOCALHOST, file.port)), secret: file.secret.clone() }
+    Endpoint {
+        addr: SocketAddr::from((Ipv4Addr::LOCALHOST, file.port)),
+        secret: file.secret.clone(),
+        through: None,
+    }
 }
 
 /// Follows one run from its start to its end.
@@ -373,6 +421,7 @@ impl Watcher {
 
     /// Tells how it ended, and leaves nothing of it behind.
     async fn conclude(self) {
+        self.inner.terminals.end(&self.id, "the space has ended").await;
         let (inner, folder, instance) = (self.inner.clone(), self.folder.clone(), self.instance.clone());
         let concluded = blocking(move || {
             reap(&inner, &instance);
@@ -464,7 +513,13 @@ fn state(run: &Run) -> io::Result<State> {
 
 /// How a run ended of which nobody can tell.
 fn unknown_exit(run: &Run) -> Exit {
-    Exit { code: None, signal: None, at: disk::now(), last_lines: run.last_lines(64 << 10) }
+    Exit {
+        code: None,
+        signal: None,
+        at: disk::now(),
+        last_lines: run.last_lines(64 << 10),
+        reason: String::new(),
+    }
 }
 
 /// Ends what a killed shim has left, and writes the exit in its place. Only
@@ -521,12 +576,13 @@ fn look(inner: &Arc<Inner>, id: &str) -> Result<Option<Observed>> {
         State::Nothing => Ok(None),
         State::Alive(launch) => {
             let phase = inner.watch(&launch, &folder);
-            Ok(Some(Observed { id: launch.id, instance: launch.instance, phase }))
+            Ok(Some(Observed { id: launch.id, instance: launch.instance, phase, detail: String::new() }))
         }
         State::Ended(launch, exit) => Ok(exit.map(|exit| Observed {
             id: launch.id,
             instance: launch.instance,
             phase: Phase::Exited(exit),
+            detail: String::new(),
         })),
     }
 }
@@ -571,7 +627,12 @@ fn explain(
         let marked = marked.get_or_insert_with(sweep::marked);
         let sweep = marked.contains_key(folder.data().to_string_lossy().as_ref());
         let exit = clean_up(&folder, &launch, sweep)?;
-        Ok(Some(Observed { id: launch.id, instance: launch.instance, phase: Phase::Exited(exit) }))
+        Ok(Some(Observed {
+            id: launch.id,
+            instance: launch.instance,
+            phase: Phase::Exited(exit),
+            detail: String::new(),
+        }))
     };
     tried().map_err(Error::io("what is left of the space cannot be ended"))
 }
@@ -672,7 +733,7 @@ fn check(launch: &Launch) -> Result<()> {
     Ok(())
 }
 
-fn is_inherited(name: &str) -> bool {
+pub(crate) fn is_inherited(name: &str) -> bool {
     INHERITED.contains(&name) || name.starts_with("LC_")
 }
 
@@ -764,11 +825,13 @@ async fn stop(inner: &Arc<Inner>, id: &str, grace: Duration) -> Result<Option<Ex
             Asked::NotYet => return Err(Error::Stuck("the space's shim does not say who it is".into())),
         }
     };
+    inner.terminals.end(id, "the space was stopped").await;
     let (inner, id) = (inner.clone(), id.to_owned());
     blocking(move || {
         if let Some(instance) = &instance {
             reap(&inner, instance);
         }
+        pty::sweep(&folder).map_err(Error::io("what is left of the space cannot be ended"))?;
         let exit = take_note(&folder, instance.as_deref())?;
         if let (Some(instance), Some(exit)) = (&instance, &exit) {
             inner.finish(&id, instance, exit);
@@ -894,7 +957,9 @@ fn make_writable(path: &Path) -> io::Result<()> {
 }
 
 /// Runs what waits for the disk where it holds up nobody.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::Io { what: "the work was cut off".into(), source: io::Error::other(error) }),

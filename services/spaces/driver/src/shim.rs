@@ -4,6 +4,7 @@
 //! within bounds, and leaves nothing of the program's tree when it ends. It is
 //! one thread without a runtime: ten thousand of them must cost little.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -54,7 +55,7 @@ pub fn shim_main(run_dir: &Path) -> ExitCode {
 /// Closes what Podyard had open without meaning to hand it over: a library in
 /// C (MySQL's client) opens its connections so that children inherit them.
 /// They would be the program's too, and last for as long as it runs.
-fn close_inherited() {
+pub(crate) fn close_inherited() {
     let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
     let numbers: Vec<i32> =
         open.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
@@ -100,7 +101,13 @@ fn supervise(run: &Run) -> io::Result<()> {
             (Some(127), None)
         }
     };
-    let exit = Exit { code, signal, at: disk::now(), last_lines: run.last_lines(log.written) };
+    let exit = Exit {
+        code,
+        signal,
+        at: disk::now(),
+        last_lines: run.last_lines(log.written),
+        reason: String::new(),
+    };
     run.write("exit", &ExitFile { instance: launch.instance, exit })
 }
 
@@ -138,28 +145,38 @@ fn pick_port(run: &Run) -> io::Result<(u16, Option<File>)> {
     Ok((TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port(), None))
 }
 
+/// The text with its words replaced by what they stand for in this run.
+fn fill(text: &str, launch: &LaunchFile, instance: &InstanceFile) -> String {
+    text.replace("{port}", &instance.port.to_string())
+        .replace("{dir}", &launch.dir.to_string_lossy())
+        .replace("{base}", &launch.base_path)
+        .replace("{podyard}", &launch.podyard.to_string_lossy())
+}
+
+/// What a space's processes have in their environment, beside what the shim
+/// was started with: that is what may be inherited, and nothing else.
+pub(crate) fn environment(launch: &LaunchFile, instance: &InstanceFile) -> Vec<(String, OsString)> {
+    let own = launch.env.iter().map(|(name, value)| (name.clone(), fill(value, launch, instance).into()));
+    let ours: [(&str, OsString); 7] = [
+        ("HOME", launch.dir.clone().into()),
+        ("PODYARD_SPACE_ID", launch.id.clone().into()),
+        ("PODYARD_SPACE_SID", launch.sid.clone().into()),
+        ("PODYARD_SPACE_DIR", launch.dir.clone().into()),
+        ("PODYARD_SPACE_SECRET", instance.secret.clone().into()),
+        ("PODYARD_PORT", instance.port.to_string().into()),
+        ("PODYARD_BASE_PATH", launch.base_path.clone().into()),
+    ];
+    own.chain(ours.map(|(name, value)| (name.to_owned(), value))).collect()
+}
+
 fn spawn(launch: &LaunchFile, instance: &InstanceFile, output: io::PipeWriter) -> io::Result<Pid> {
-    let port = instance.port.to_string();
-    let fill = |text: &str| {
-        text.replace("{port}", &port)
-            .replace("{dir}", &launch.dir.to_string_lossy())
-            .replace("{base}", &launch.base_path)
-            .replace("{podyard}", &launch.podyard.to_string_lossy())
-    };
+    let fill = |text: &str| fill(text, launch, instance);
     let mut command = Command::new(&launch.program);
     if let Some((name, arguments)) = launch.command.split_first() {
         command.arg0(fill(name)).args(arguments.iter().map(|argument| fill(argument)));
     }
-    // The shim was started with what may be inherited, and nothing else.
     command
-        .envs(launch.env.iter().map(|(name, value)| (name, fill(value))))
-        .env("HOME", &launch.dir)
-        .env("PODYARD_SPACE_ID", &launch.id)
-        .env("PODYARD_SPACE_SID", &launch.sid)
-        .env("PODYARD_SPACE_DIR", &launch.dir)
-        .env("PODYARD_SPACE_SECRET", &instance.secret)
-        .env("PODYARD_PORT", &port)
-        .env("PODYARD_BASE_PATH", &launch.base_path)
+        .envs(environment(launch, instance))
         .current_dir(&launch.dir)
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
@@ -362,7 +379,7 @@ impl Log {
 
 /// SIGTERM and SIGCHLD, as bytes in a pipe: the one way that works on every
 /// Unix and lets one thread wait for them and for output.
-mod signals {
+pub(crate) mod signals {
     use super::*;
 
     static WAKE: AtomicI32 = AtomicI32::new(-1);
@@ -403,7 +420,7 @@ mod signals {
     }
 
     /// Starts to listen; the descriptor is readable after a signal.
-    pub(super) fn listen() -> io::Result<OwnedFd> {
+    pub(crate) fn listen() -> io::Result<OwnedFd> {
         let (reader, writer) = io::pipe()?;
         rustix::io::ioctl_fionbio(&reader, true)?;
         rustix::io::ioctl_fionbio(&writer, true)?;
@@ -425,11 +442,11 @@ mod signals {
     }
 
     /// Whether it was asked to stop since the last time.
-    pub(super) fn take_stop() -> bool {
+    pub(crate) fn take_stop() -> bool {
         STOP.swap(false, Ordering::SeqCst)
     }
 
-    pub(super) fn drain(fd: &OwnedFd) {
+    pub(crate) fn drain(fd: &OwnedFd) {
         let mut buffer = [0_u8; 64];
         while rustix::io::read(fd, &mut buffer).is_ok_and(|count| count == buffer.len()) {}
     }

@@ -199,23 +199,35 @@ pub(crate) fn marked() -> HashMap<String, Vec<Pid>> {
 
 /// The folder in the environment with which a process was started.
 fn mark(pid: Pid) -> Option<String> {
+    variable(pid, "PODYARD_SPACE_DIR")
+}
+
+/// A variable in the environment with which a process was started.
+fn variable(pid: Pid, name: &str) -> Option<String> {
     if pid == getpid() {
         return None;
     }
     let environ = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
-    let value = environ.split(|byte| *byte == 0).find_map(|item| item.strip_prefix(b"PODYARD_SPACE_DIR="))?;
-    String::from_utf8(value.to_vec()).ok()
+    let value = |item: &&[u8]| item.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
+    String::from_utf8(environ.split(|byte| *byte == 0).find_map(|item| value(&item))?).ok()
 }
 
 /// Ends every process that bears the mark of this folder, and waits until
 /// they are gone. What has taken the mark out of its environment is not found.
 pub(crate) fn kill_marked(dir: &Path) -> io::Result<()> {
+    kill_with("PODYARD_SPACE_DIR", &dir.to_string_lossy())
+}
+
+/// Ends every process that was started with that value of the variable, and
+/// waits until they are gone.
+pub(crate) fn kill_with(name: &str, value: &str) -> io::Result<()> {
+    let is_one = |pid: Pid| variable(pid, name).is_some_and(|it| it == value);
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
         let mut left = Vec::new();
-        for pid in marked().remove(dir.to_string_lossy().as_ref()).unwrap_or_default() {
+        for pid in all().into_iter().filter(|pid| is_one(*pid)) {
             if let Some(found) = Found::open(pid)
-                && mark(pid).is_some_and(|mark| Path::new(&mark) == dir)
+                && is_one(pid)
             {
                 left.push(found);
             }

@@ -52,6 +52,9 @@ fn launch(command: &[&str]) -> Launch {
         cpu: "2".into(),
         memory: "1Gi".into(),
         storage: "5Gi".into(),
+        user: String::new(),
+        name: String::new(),
+        container: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    collections::VecDeque,
     io,
     pin::Pin,
     rc::Rc,
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 use crate::{
     client::{Key, Pool, Sender},
     stats::Stats,
+    through::Strip,
     watch::{End, Moved, Watched, watch},
 };
 
@@ -114,9 +116,27 @@ impl Body for Upload {
     }
 }
 
+/// The beginning of a body, at least so much of it if there is that much.
+pub(crate) async fn collect(body: &mut Incoming, most: usize) -> Vec<Bytes> {
+    let (mut pieces, mut len) = (Vec::new(), 0);
+    while len < most {
+        let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
+        // What has failed fails again for whoever reads on.
+        let Some(Ok(frame)) = frame else { break };
+        if let Ok(bytes) = frame.into_data() {
+            len += bytes.len();
+            pieces.push(bytes);
+        }
+    }
+    pieces
+}
+
 /// The body of an answer.
 pub(crate) struct Download {
     incoming: Incoming,
+    /// What has been read of it already.
+    ready: VecDeque<Bytes>,
+    strip: Option<Strip>,
     size: BodySize,
     connection: Option<(Sender, Key, Rc<Pool>)>,
     stats: Arc<Stats>,
@@ -131,9 +151,13 @@ impl Download {
         size: BodySize,
         connection: (Sender, Key, Rc<Pool>),
         watched: Watched,
+        ready: Vec<Bytes>,
+        strip: Option<Strip>,
     ) -> Self {
         let mut body = Self {
             incoming,
+            ready: ready.into(),
+            strip,
             size,
             connection: Some(connection),
             stats: watched.inner.stats.clone(),
@@ -142,7 +166,7 @@ impl Download {
             watching: None,
         };
         // actix does not ask an empty body for anything.
-        if body.incoming.is_end_stream() {
+        if body.incoming.is_end_stream() && body.ready.is_empty() {
             body.release();
         }
         body
@@ -152,6 +176,20 @@ impl Download {
         if let Some((sender, key, pool)) = self.connection.take() {
             pool.give_back(key, sender);
         }
+    }
+
+    /// A piece as the client gets it; none: it all has to wait for the next.
+    fn passed(&mut self, bytes: Bytes) -> Option<Bytes> {
+        let bytes = match &mut self.strip {
+            Some(strip) => strip.push(&bytes),
+            None => bytes,
+        };
+        if bytes.is_empty() && self.strip.is_some() {
+            return None;
+        }
+        self.moved.down(bytes.len());
+        Stats::add(&self.stats.bytes_down, bytes.len());
+        Some(bytes)
     }
 
     fn poll_watch(&mut self, cx: &mut Context<'_>) -> Poll<End> {
@@ -173,14 +211,19 @@ impl MessageBody for Download {
     }
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, io::Error>>> {
+        while let Some(bytes) = self.ready.pop_front() {
+            if let Some(bytes) = self.passed(bytes) {
+                return Poll::Ready(Some(Ok(bytes)));
+            }
+        }
         loop {
             match Pin::new(&mut self.incoming).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     // Trailers end here: actix cannot send any.
                     let Ok(bytes) = frame.into_data() else { continue };
-                    self.moved.down(bytes.len());
-                    Stats::add(&self.stats.bytes_down, bytes.len());
-                    return Poll::Ready(Some(Ok(bytes)));
+                    if let Some(bytes) = self.passed(bytes) {
+                        return Poll::Ready(Some(Ok(bytes)));
+                    }
                 }
                 Poll::Ready(Some(Err(error))) => {
                     Stats::add(&self.stats.upstream_errors, 1);
@@ -188,7 +231,8 @@ impl MessageBody for Download {
                 }
                 Poll::Ready(None) => {
                     self.release();
-                    return Poll::Ready(None);
+                    let last = self.strip.take().map(|mut it| it.finish()).filter(|it| !it.is_empty());
+                    return Poll::Ready(last.map(Ok));
                 }
                 Poll::Pending => break,
             }

@@ -13,6 +13,7 @@ use hyper::{Request, Response, body::Incoming, client::conn::http1, http::reques
 use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -20,6 +21,7 @@ use tokio::{
 use crate::{
     body::{Progress, Upload},
     stats::Stats,
+    through::Way,
 };
 
 /// The end of a connection that takes requests.
@@ -34,6 +36,8 @@ const BUFFER: usize = 128 * 1024;
 pub(crate) struct Key {
     pub(crate) sid: Rc<str>,
     pub(crate) addr: SocketAddr,
+    /// The path of the proxy that it goes through.
+    pub(crate) prefix: Option<Rc<str>>,
 }
 
 /// Unused connections of one worker thread.
@@ -151,17 +155,32 @@ pub(crate) struct Limits {
     pub(crate) head: Duration,
 }
 
-/// A new connection. With `upgrade`, its socket can be taken over after a `101`.
-async fn connect(addr: SocketAddr, limit: Duration, upgrade: bool) -> Result<Sender, Failure> {
-    let stream = timeout(limit, TcpStream::connect(addr))
-        .await
-        .map_err(|_| Failure::Connect(io::ErrorKind::TimedOut.into()))?
-        .map_err(Failure::Connect)?;
+/// A new connection. With `upgrade`, its stream can be taken over after a `101`.
+async fn connect(
+    addr: SocketAddr,
+    way: Option<&Way>,
+    limit: Duration,
+    upgrade: bool,
+) -> Result<Sender, Failure> {
+    let late = || Failure::Connect(io::ErrorKind::TimedOut.into());
+    if let Some(way) = way {
+        let connected = timeout(limit, way.0.connect()).await.map_err(|_| late())?;
+        return speak(connected.map_err(Failure::Connect)?, upgrade).await;
+    }
+    let connected = timeout(limit, TcpStream::connect(addr)).await.map_err(|_| late())?;
+    let stream = connected.map_err(Failure::Connect)?;
     // Neither is worth an error: they make the connection better, not right.
     let _ = stream.set_nodelay(true);
     let keepalive =
         TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(20));
     let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+    speak(stream, upgrade).await
+}
+
+async fn speak<S>(stream: S, upgrade: bool) -> Result<Sender, Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(BUFFER)
         .handshake(TokioIo::new(stream))
@@ -177,9 +196,11 @@ async fn connect(addr: SocketAddr, limit: Duration, upgrade: bool) -> Result<Sen
 }
 
 /// Sends a request to a program and waits for the head of the answer.
+#[expect(clippy::too_many_arguments, reason = "one call, and each is another thing")]
 pub(crate) async fn send(
     pool: &Pool,
     key: &Key,
+    way: Option<&Way>,
     limits: Limits,
     stats: &Stats,
     mut parts: Parts,
@@ -205,7 +226,7 @@ pub(crate) async fn send(
         }
         Stats::add(&stats.retries, 1);
     }
-    let mut sender = connect(key.addr, limits.connect, kind == Kind::Upgrade).await?;
+    let mut sender = connect(key.addr, way, limits.connect, kind == Kind::Upgrade).await?;
     let answer = sender.send_request(Request::from_parts(parts, body));
     let response = head(answer, &progress, limits.head).await?.map_err(Failure::Broken)?;
     Ok((response, sender))

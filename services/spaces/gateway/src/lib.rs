@@ -46,6 +46,7 @@ mod path;
 mod proxy;
 mod resolver;
 mod stats;
+mod through;
 mod tunnel;
 mod watch;
 
@@ -53,7 +54,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use actix_web::{HttpRequest, web};
 
-pub use connection::connected;
+pub use connection::{Client, connected, socket};
 pub use resolver::{
     Activity, Ask, Credential, LoginError, LoginRequest, Resolution, Resolver, Route, Session, Source,
 };

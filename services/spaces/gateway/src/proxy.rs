@@ -16,7 +16,7 @@ use hyper::{
     http::{request::Parts, uri::PathAndQuery},
 };
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
     Activity, Ask, Inner, Route, Source, Worker,
@@ -28,7 +28,8 @@ use crate::{
     pages::{Page, answer, request_id, wants_html, with_request_id},
     path::{self, Target},
     stats::Stats,
-    tunnel,
+    through::{self, Strip, Verdict, Way},
+    tunnel::{self, Program},
     watch::{Moved, Watched},
 };
 
@@ -84,9 +85,10 @@ async fn respond(worker: &Worker, req: &HttpRequest, payload: web::Payload) -> H
     {
         return own(&Page::CrossSite);
     }
-    let (addr, secret, host, path) = match &resolution.route {
-        Route::Open { addr, secret, host, keep_prefix } => {
-            (*addr, secret.as_str(), host.as_deref(), if *keep_prefix { raw } else { rest })
+    let (addr, secret, host, way, path) = match &resolution.route {
+        Route::Open { addr, secret, host, keep_prefix, through } => {
+            let path = if *keep_prefix { raw } else { rest };
+            (*addr, secret.as_str(), host.as_deref(), through.clone().map(Way), path)
         }
         Route::Starting { name, waited, status_text } => {
             return own(&Page::Starting { name, waited: *waited, status_text });
@@ -127,15 +129,19 @@ async fn respond(worker: &Worker, req: &HttpRequest, payload: web::Payload) -> H
         },
     );
     let (body, kind, payload) = body_and_kind(req, payload, &mut onward, upgrade, inner);
-    let Some(parts) = parts(req, path, onward) else {
+    if let Some(way) = &way {
+        through::outward(&mut onward, way);
+    }
+    let prefix = way.as_ref().map(|it| it.0.prefix());
+    let Some(parts) = parts(req, &format!("{}{path}", prefix.unwrap_or_default()), onward) else {
         return own(&Page::BadRequest("path: it cannot be passed on"));
     };
 
     inner.resolver.activity(sid, Activity::Request);
-    let key = Key { sid: Rc::from(sid), addr };
+    let key = Key { sid: Rc::from(sid), addr, prefix: prefix.map(Rc::from) };
     let limits = Limits { connect: options.connect_timeout, head: options.head_timeout };
-    let sent = client::send(&worker.pool, &key, limits, &inner.stats, parts, body, kind).await;
-    let (response, sender) = match sent {
+    let sent = client::send(&worker.pool, &key, way.as_ref(), limits, &inner.stats, parts, body, kind).await;
+    let (mut response, sender) = match sent {
         Ok(sent) => sent,
         Err(failure) => {
             Stats::add(&inner.stats.upstream_errors, 1);
@@ -147,6 +153,22 @@ async fn respond(worker: &Worker, req: &HttpRequest, payload: web::Payload) -> H
         }
     };
 
+    let mut ready = Vec::new();
+    let mut strip = None;
+    if let Some(way) = &way {
+        match timeout(options.head_timeout, through::judge(&mut response)).await {
+            Ok(Verdict::Program(pieces)) => ready = pieces,
+            Ok(Verdict::ApiServer(why)) => {
+                Stats::add(&inner.stats.upstream_errors, 1);
+                let status = response.status();
+                tracing::warn!(sid, request_id = id, %status, why, "the API server does not reach the program of a space");
+                return own(&Page::BadGateway);
+            }
+            Err(_) => return own(&Page::GatewayTimeout),
+        }
+        through::homeward(response.headers_mut(), way);
+        strip = through::is_page(response.headers()).then(|| Strip::of(way));
+    }
     let homeward = Homeward {
         options,
         sid,
@@ -154,11 +176,15 @@ async fn respond(worker: &Worker, req: &HttpRequest, payload: web::Payload) -> H
         hosts: [&public_host, &sent_host],
         upgrade: response.status() == hyper::StatusCode::SWITCHING_PROTOCOLS,
     };
-    let headers = headers::response(response.headers(), &homeward);
+    let mut headers = headers::response(response.headers(), &homeward);
+    if strip.is_some() {
+        through::forget_bytes(&mut headers);
+    }
     let watched = Watched {
         inner: worker.inner.clone(),
         ask: Rc::new(ask),
         addr,
+        way,
         moved: Moved::new(),
         endless: homeward.upgrade || is_event_stream(&response),
         report: homeward.upgrade,
@@ -166,7 +192,7 @@ async fn respond(worker: &Worker, req: &HttpRequest, payload: web::Payload) -> H
     let answered = match payload {
         Some(payload) if homeward.upgrade => open_tunnel(req, response, payload, watched).await,
         _ if homeward.upgrade => None,
-        _ => Some(stream(req, response, (sender, key, worker.pool.clone()), watched)),
+        _ => Some(stream(req, response, (sender, key, worker.pool.clone()), watched, ready, strip)),
     };
     let Some(mut answered) = answered else {
         Stats::add(&inner.stats.upstream_errors, 1);
@@ -280,6 +306,8 @@ fn stream(
     response: Response<Incoming>,
     connection: (Sender, Key, Rc<client::Pool>),
     watched: Watched,
+    ready: Vec<Bytes>,
+    strip: Option<Strip>,
 ) -> HttpResponse {
     let (parts, incoming) = response.into_parts();
     let status = StatusCode::from_u16(parts.status.as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
@@ -291,10 +319,12 @@ fn stream(
         // The length of what a GET would have brought.
         Some(n) if req.method() == Method::HEAD => BodySize::Sized(n),
         _ if no_body => BodySize::None,
+        // It becomes shorter.
+        _ if strip.is_some() => BodySize::Stream,
         Some(n) => BodySize::Sized(n),
         None => BodySize::Stream,
     };
-    let body = Download::new(incoming, size, connection, watched);
+    let body = Download::new(incoming, size, connection, watched, ready, strip);
     let mut answered = HttpResponse::new(status).set_body(body).map_into_boxed_body();
     if let (StatusCode::NOT_MODIFIED, Some(n)) = (status, number) {
         answered.headers_mut().insert(header::CONTENT_LENGTH, header::HeaderValue::from(n));
@@ -310,9 +340,15 @@ async fn open_tunnel(
     watched: Watched,
 ) -> Option<HttpResponse> {
     let upgraded = hyper::upgrade::on(&mut response).await.ok()?;
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
+    let (program, first) = match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(parts) => (Program::direct(parts.io.into_inner()), parts.read_buf),
+        Err(upgraded) => {
+            let parts = upgraded.downcast::<TokioIo<Box<dyn podyard_driver::Stream>>>().ok()?;
+            (Program::through(parts.io.into_inner()), parts.read_buf)
+        }
+    };
     let client = req.conn_data::<Connection>().copied();
-    let tunnel = tunnel::open(parts.io.into_inner(), parts.read_buf, payload, client, watched);
+    let tunnel = tunnel::open(program, first, payload, client, watched);
     let mut answered =
         HttpResponse::new(StatusCode::SWITCHING_PROTOCOLS).set_body(tunnel).map_into_boxed_body();
     answered.head_mut().set_connection_type(ConnectionType::Upgrade);

@@ -1,8 +1,9 @@
 //! What the gateway asks of the platform.
 
-use std::{fmt, net::IpAddr, net::SocketAddr, time::Duration};
+use std::{fmt, net::IpAddr, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
+use podyard_driver::Through;
 
 /// Where a token was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -69,6 +70,8 @@ pub enum Route {
         keep_prefix: bool,
         /// The `Host` to send. `None`, nearly always right: what the client sent.
         host: Option<String>,
+        /// How it is reached, if not by a connection to `addr`.
+        through: Option<Arc<dyn Through>>,
     },
     /// The space is being started.
     Starting {

@@ -25,9 +25,10 @@ use actix_web::{
 };
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::Stream;
+use podyard_driver::Stream as Way;
 use socket2::{SockRef, Socket};
 use tokio::{
-    io::{AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf},
     net::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
@@ -59,9 +60,93 @@ const LAST_WRITE: Duration = Duration::from_secs(1);
 /// From this fill on, actix stops decoding what a client sends.
 const ACTIX_PAUSE: usize = 32 * 1024;
 
+/// A program's side of a tunnel.
+pub(crate) struct Program {
+    read: Reading,
+    write: Writing,
+}
+
+/// What a program sends.
+enum Reading {
+    Direct(OwnedReadHalf),
+    Through(ReadHalf<Box<dyn Way>>),
+}
+
+/// What a program is sent.
+enum Writing {
+    Direct(OwnedWriteHalf),
+    Through(WriteHalf<Box<dyn Way>>),
+}
+
+impl Program {
+    /// By a connection to it.
+    pub(crate) fn direct(stream: TcpStream) -> Self {
+        let (read, write) = stream.into_split();
+        Self { read: Reading::Direct(read), write: Writing::Direct(write) }
+    }
+
+    /// By a connection to what passes it on.
+    pub(crate) fn through(stream: Box<dyn Way>) -> Self {
+        let (read, write) = tokio::io::split(stream);
+        Self { read: Reading::Through(read), write: Writing::Through(write) }
+    }
+}
+
+impl Reading {
+    /// The next piece; none at the end.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        let half = match self {
+            Self::Direct(half) => half,
+            Self::Through(half) => {
+                // On the stack, since who waits must own no buffer.
+                let mut space = [0; PIECE / 2];
+                let mut piece = ReadBuf::new(&mut space);
+                return Pin::new(half).poll_read(cx, &mut piece).map_ok(|()| {
+                    let filled = piece.filled();
+                    (!filled.is_empty()).then(|| Bytes::copy_from_slice(filled))
+                });
+            }
+        };
+        loop {
+            match half.as_ref().poll_read_ready(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(())) => {
+                    let mut piece = BytesMut::with_capacity(PIECE);
+                    match half.try_read_buf(&mut piece) {
+                        Ok(0) => return Poll::Ready(Ok(None)),
+                        Ok(_) => return Poll::Ready(Ok(Some(piece.freeze()))),
+                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                        Err(error) => return Poll::Ready(Err(error)),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Writing {
+    fn half(&mut self) -> Pin<&mut (dyn AsyncWrite + Send + Unpin)> {
+        match self {
+            Self::Direct(half) => Pin::new(half),
+            Self::Through(half) => Pin::new(half),
+        }
+    }
+
+    /// Ends it so that the program does not take it for a clean end, as far as
+    /// that can be done.
+    fn abort(self) {
+        if let Self::Direct(half) = self {
+            let _ = SockRef::from(half.as_ref()).set_linger(Some(Duration::ZERO));
+            // Dropped, this half would send the clean end.
+            half.forget();
+        }
+    }
+}
+
 /// What the two directions share.
 struct Shared {
-    read: RefCell<Option<OwnedReadHalf>>,
+    read: RefCell<Option<Reading>>,
     moved: Rc<Moved>,
     /// When the client last sent something that the program took.
     last_up: Cell<Instant>,
@@ -85,13 +170,13 @@ pub(crate) struct Tunnel {
 
 /// Starts a tunnel. `first` is what the program has sent already.
 pub(crate) fn open(
-    stream: TcpStream,
+    program: Program,
     first: Bytes,
     payload: web::Payload,
     client: Option<Connection>,
     watched: Watched,
 ) -> Tunnel {
-    let (read, write) = stream.into_split();
+    let Program { read, write } = program;
     let shared = Rc::new(Shared {
         read: RefCell::new(Some(read)),
         moved: watched.moved.clone(),
@@ -136,27 +221,19 @@ impl MessageBody for Tunnel {
 
 impl Tunnel {
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        let read = self.shared.read.borrow();
+        let mut read = self.shared.read.borrow_mut();
         // Taken away: the tunnel has been ended.
-        let Some(half) = read.as_ref() else { return Poll::Ready(None) };
-        while !self.at_end {
-            match half.as_ref().poll_read_ready(cx) {
-                Poll::Pending => break,
-                Poll::Ready(Err(_)) => self.at_end = true,
-                Poll::Ready(Ok(())) => {
-                    let mut piece = BytesMut::with_capacity(PIECE);
-                    match half.try_read_buf(&mut piece) {
-                        Ok(0) => self.at_end = true,
-                        Ok(_) => return Poll::Ready(Some(piece.freeze())),
-                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                        Err(_) => self.at_end = true,
-                    }
+        let Some(reading) = read.as_mut() else { return Poll::Ready(None) };
+        if !self.at_end {
+            match reading.poll_piece(cx) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(Some(piece))) => return Poll::Ready(Some(piece)),
+                Poll::Ready(Ok(None) | Err(_)) => {
+                    self.at_end = true;
+                    // The end of this body would be the end of the client's connection, both ways.
+                    // The task decides when, since the client may still be sending.
+                    self.shared.down_closed.notify_one();
                 }
-            }
-            if self.at_end {
-                // The end of this body would be the end of the client's connection, both ways.
-                // The task decides when, since the client may still be sending.
-                self.shared.down_closed.notify_one();
             }
         }
         *self.shared.waker.borrow_mut() = Some(cx.waker().clone());
@@ -165,13 +242,7 @@ impl Tunnel {
 }
 
 /// The up side, and the end of both.
-async fn run(
-    payload: web::Payload,
-    write: OwnedWriteHalf,
-    shared: Rc<Shared>,
-    watched: Watched,
-    _open: OpenTunnel,
-) {
+async fn run(payload: web::Payload, write: Writing, shared: Rc<Shared>, watched: Watched, _open: OpenTunnel) {
     let finish = watched.inner.options.finish_timeout;
     let limit = watched.inner.options.tunnel_buffer;
     let sid = watched.ask.sid.clone();
@@ -248,7 +319,7 @@ async fn hang_up(client: Option<Socket>, waker: Option<Waker>) {
 /// something was lost, and the program gets a reset and not a clean end.
 async fn send_up(
     mut payload: web::Payload,
-    mut write: OwnedWriteHalf,
+    mut write: Writing,
     shared: &Shared,
     limit: usize,
 ) -> io::Result<()> {
@@ -280,9 +351,15 @@ async fn send_up(
                 }
             }
             let Some(front) = queue.front_mut() else {
+                // Encrypted, some of it may wait for the socket still.
+                match write.half().poll_flush(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => return Poll::Pending,
+                }
                 return if at_end { Poll::Ready(Ok(())) } else { Poll::Pending };
             };
-            match Pin::new(&mut write).poll_write(cx, front) {
+            match write.half().poll_write(cx, front) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(n)) => {
                     front.advance(n);
@@ -302,10 +379,8 @@ async fn send_up(
     .await;
     sent?;
     if held && since_held >= ACTIX_PAUSE {
-        let _ = SockRef::from(write.as_ref()).set_linger(Some(Duration::ZERO));
-        // Dropped, this half would send the clean end.
-        write.forget();
+        write.abort();
         return Err(io::ErrorKind::ConnectionAborted.into());
     }
-    write.shutdown().await
+    write.half().shutdown().await
 }

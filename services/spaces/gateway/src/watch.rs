@@ -4,7 +4,7 @@ use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc};
 
 use tokio::time::{Instant, sleep_until};
 
-use crate::{Activity, Ask, Inner, Route};
+use crate::{Activity, Ask, Inner, Route, through::Way};
 
 /// Why a tunnel or a long answer must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,7 @@ pub(crate) struct Watched {
     pub(crate) inner: Arc<Inner>,
     pub(crate) ask: Rc<Ask>,
     pub(crate) addr: SocketAddr,
+    pub(crate) way: Option<Way>,
     pub(crate) moved: Rc<Moved>,
     /// End it as soon as the server begins to stop, since it would not end of itself.
     pub(crate) endless: bool,
@@ -80,7 +81,7 @@ pub(crate) async fn watch(it: Watched) -> End {
             it.inner.resolver.activity(&it.ask.sid, Activity::Tunnel { up, down });
         }
         match it.inner.resolver.resolve(&it.ask).await.route {
-            Route::Open { addr, .. } if addr == it.addr => {}
+            Route::Open { addr, through, .. } if addr == it.addr && through.clone().map(Way) == it.way => {}
             // Not knowing is no reason to throw somebody out.
             Route::Unavailable => {}
             _ => return End::Lost,

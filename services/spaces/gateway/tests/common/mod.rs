@@ -46,7 +46,10 @@ impl Platform {
     }
 
     pub fn open(&self, sid: &str, addr: SocketAddr) {
-        self.set(sid, Route::Open { addr, secret: SECRET.into(), host: None, keep_prefix: false });
+        self.set(
+            sid,
+            Route::Open { addr, secret: SECRET.into(), host: None, keep_prefix: false, through: None },
+        );
     }
 }
 

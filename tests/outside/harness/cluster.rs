@@ -1,0 +1,83 @@
+//! The double of a cluster as a process, whose containers really run.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::server::built;
+use super::{Answer, Client};
+
+/// Where everything of a test is.
+const NAMESPACE: &str = "default";
+
+/// A cluster that runs. Its pods end with it.
+pub(crate) struct Cluster {
+    child: Child,
+    client: Client,
+    folder: TempDir,
+}
+
+impl Cluster {
+    /// One whose time goes so much faster than a real one's.
+    pub(crate) fn start(speed: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("podyard-cluster-").tempdir().unwrap();
+        let binary = built("PODYARD_DOUBLE_BIN", "podyard-kubernetes-double", "podyard-kubernetes-double");
+        let mut command = Command::new(binary);
+        command.args(["--real", "--speed", speed, "--kubeconfig"]).arg(folder.path().join("kubeconfig"));
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut url = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
+        assert!(url.starts_with("http://"), "the double says {url:?}");
+        Self { child, client: Client::new(url.trim()), folder }
+    }
+
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.folder.path().join("kubeconfig")
+    }
+
+    /// A request of one who may do everything.
+    #[track_caller]
+    pub(crate) fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let headers = [("Authorization", "Bearer double-admin"), ("Content-Type", "application/json")];
+        let body = body.map(Value::to_string);
+        self.client.send(method, path, &headers, body.as_ref().map(String::as_bytes))
+    }
+
+    /// What there is of a kind: `pods`.
+    #[track_caller]
+    pub(crate) fn all(&self, plural: &str) -> Vec<Value> {
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/{plural}");
+        self.send("GET", &path, None).expect(200).json()["items"].as_array().unwrap().clone()
+    }
+
+    /// Names of what there is of a kind.
+    pub(crate) fn names(&self, plural: &str) -> Vec<String> {
+        let name = |it: &Value| it["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        self.all(plural).iter().map(name).collect()
+    }
+
+    /// Does something to a pod that nobody in Podyard did: `kill`, `evict`, `oom`.
+    #[track_caller]
+    pub(crate) fn pod(&self, name: &str, what: &str) {
+        self.send("POST", &format!("/_double/pods/{NAMESPACE}/{name}/{what}"), None).expect(200);
+    }
+
+    /// Who holds the lease of the servers.
+    pub(crate) fn leader(&self) -> String {
+        let path = format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases");
+        let leases = self.send("GET", &path, None).expect(200).json();
+        leases["items"][0]["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // Asked, it ends its containers' processes as well.
+        let pid = i32::try_from(self.child.id()).unwrap_or_default();
+        super::kill(pid, rustix::process::Signal::TERM);
+        let _ = self.child.wait();
+    }
+}

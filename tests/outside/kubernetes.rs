@@ -1,0 +1,342 @@
+//! What goes wrong in a cluster, on the real binary: each failure is told in
+//! words, and trouble with the API server passes.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, Client, Cluster, HELPER, House, Kind, Server, body, key, random, until};
+
+on_each_database!(
+    without mysql:
+    each_failure_of_a_pod_is_told_in_words,
+    what_a_cluster_refuses_is_told_in_words,
+    trouble_with_the_api_server_passes,
+    watches_that_are_disturbed_do_no_harm,
+    after_a_kill_at_any_moment_rows_and_pods_agree,
+    spaces_at_rest_cost_no_requests,
+);
+
+const SOON: Duration = Duration::from_secs(40);
+
+fn serve(house: &House, cluster: &Cluster, more: &[&str]) -> Server {
+    let kubeconfig = cluster.kubeconfig();
+    let mut args = vec!["--driver", "kubernetes", "--kubernetes-kubeconfig", kubeconfig.to_str().unwrap()];
+    args.extend(["--kubernetes-lease", "3", "--kubernetes-orphan-grace", "2", "--max-running", "0"]);
+    args.extend(["--kubernetes-reach", "direct"]);
+    args.extend(more);
+    let server = house.serve(&args);
+    let admin = server.admin();
+    until("the cluster was seen", SOON, || {
+        (admin.get("/templates/code-server").of("template")["available"] == true).then_some(())
+    });
+    server
+}
+
+/// A template whose program is the tests' own, but for what `more` says.
+fn template(admin: &Client, name: &str, more: &Value) -> String {
+    let mut fields = json!({
+        "name": name, "kind_id": "ide", "driver": "kubernetes", "start_limit": 20,
+        "command": [HELPER, "serve-at", "0.0.0.0", "{port}"], "container": {"image": "echo:1"},
+    });
+    fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    key(&admin.post("/templates", &body("template", fields)).expect(201).of("template"), "id")
+}
+
+/// A start that must fail: its reason, and how long it took.
+fn fails(admin: &Client, name: &str, template: &str) -> (String, Duration) {
+    let id = admin.space(name, template);
+    let begin = Instant::now();
+    let task = key(&admin.act(&id, "start").expect(202).json(), "task_id");
+    let space = until(&format!("the start of {name} has failed"), SOON, || {
+        let space = admin.read_space(&id);
+        assert_ne!(space["status"], "running", "{name}: {space}");
+        (space["status"] == "start_failed").then_some(space)
+    });
+    let took = begin.elapsed();
+    let task = admin.wait_for_task(&task);
+    assert_eq!(task["status"], "failed", "{task}");
+    (key(&space, "status_reason"), took)
+}
+
+fn each_failure_of_a_pod_is_told_in_words(kind: Kind) {
+    let (house, cluster) = (House::new(kind), Cluster::start("10"));
+    let server = serve(&house, &cluster, &[]);
+    let admin = server.admin();
+    // What is final is told at once, what may come right when the limit is over.
+    let cases = [
+        ("ends", json!({"command": [HELPER, "exit", "7"]}), "exit code 7", true),
+        ("memory", json!({"command": [], "container": {"image": "oom:1"}}), "ran out of memory", true),
+        ("command", json!({"command": ["/no/such/binary"]}), "its command cannot be run", true),
+        (
+            "node",
+            json!({"container": {"image": "echo:1", "node_selector": {"disk": "gold"}}}),
+            "no node has the labels that it needs",
+            false,
+        ),
+        (
+            "class",
+            json!({"container": {"image": "echo:1", "storage_class": "no-such-class"}}),
+            "no-such-class",
+            false,
+        ),
+        ("deaf", json!({"command": ["sleep", "1000"]}), "does not answer yet", false),
+        (
+            "secret",
+            json!({"container": {"image": "echo:1", "patch": {"spec": {"containers": [
+            {"name": "main", "env": [{"name": "KEY", "valueFrom": {"secretKeyRef":
+                {"name": "nope", "key": "k"}}}]}]}}}}),
+            "secret \"nope\" not found",
+            false,
+        ),
+    ];
+    for (name, more, words, at_once) in cases {
+        let mut more = more.clone();
+        more["start_limit"] = json!(if at_once { 30 } else { 4 });
+        let (reason, took) = fails(&admin, name, &template(&admin, name, &more));
+        assert!(reason.contains(words), "{name}: {reason}");
+        if at_once {
+            assert!(took < Duration::from_secs(15), "{name} took {took:?}");
+        }
+    }
+    // No room: the node is small now.
+    cluster.send("POST", "/_double/node", Some(&json!({"memory": "1Mi"}))).expect(200);
+    let (reason, _) = fails(&admin, "room", &template(&admin, "room", &json!({"start_limit": 4})));
+    assert!(reason.contains("no room"), "{reason}");
+    cluster.send("POST", "/_double/node", Some(&json!({"memory": "256Gi"}))).expect(200);
+    // Whatever failed left nothing that runs, and every claim.
+    until("no pod is left", SOON, || cluster.names("pods").is_empty().then_some(()));
+    // The events are there to be read.
+    let events = admin.get("/spaces/node/events").expect(200).of("events");
+    let told = events.as_array().unwrap().iter().any(|it| it["reason"] == "FailedScheduling");
+    assert!(told, "{events}");
+}
+
+fn what_a_cluster_refuses_is_told_in_words(kind: Kind) {
+    let (house, cluster) = (House::new(kind), Cluster::start("10"));
+    let server = serve(&house, &cluster, &[]);
+    let admin = server.admin();
+    let echo = template(&admin, "Echo", &json!({}));
+    let put = |plural: &str, object: &Value| {
+        cluster.send("POST", &format!("/api/v1/namespaces/default/{plural}"), Some(object)).expect(201);
+    };
+    let gone = |plural: &str| {
+        cluster.send("DELETE", &format!("/api/v1/namespaces/default/{plural}/x"), None).expect(200);
+    };
+    // A quota of pods, a quota of storage, a limit.
+    put("resourcequotas", &json!({"metadata": {"name": "x"}, "spec": {"hard": {"pods": "0"}}}));
+    let (reason, took) = fails(&admin, "pods", &echo);
+    assert!(reason.contains("quota") && reason.contains("pods=0"), "{reason}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    gone("resourcequotas");
+    put("resourcequotas", &json!({"metadata": {"name": "x"}, "spec": {"hard": {"requests.storage": "1Mi"}}}));
+    let (reason, _) = fails(&admin, "storage", &echo);
+    assert!(reason.contains("quota") && reason.contains("requests.storage"), "{reason}");
+    gone("resourcequotas");
+    put(
+        "limitranges",
+        &json!({"metadata": {"name": "x"}, "spec": {"limits": [
+        {"type": "Container", "max": {"memory": "1Mi"}}]}}),
+    );
+    let (reason, _) = fails(&admin, "limit", &echo);
+    assert!(reason.contains("maximum memory usage"), "{reason}");
+    gone("limitranges");
+    // No right to it, and a login that is not known.
+    let fault = |fault: Value| cluster.send("POST", "/_double/faults", Some(&fault)).expect(200);
+    let well = || cluster.send("DELETE", "/_double/faults", None).expect(200);
+    fault(json!({"verb": "patch", "resource": "pods", "status": 403,
+        "message": "pods is forbidden: User \"podyard\" cannot patch resource \"pods\""}));
+    fault(json!({"verb": "create", "resource": "pods", "status": 403,
+        "message": "pods is forbidden: User \"podyard\" cannot create resource \"pods\""}));
+    let (reason, _) = fails(&admin, "right", &echo);
+    assert!(reason.contains("no right"), "{reason}");
+    well();
+    for resource in ["pods", "persistentvolumeclaims"] {
+        fault(json!({"resource": resource, "verb": "patch", "status": 401}));
+    }
+    let (reason, _) = fails(&admin, "login", &echo);
+    assert!(reason.contains("login"), "{reason}");
+    well();
+    // All of them start once nothing is in the way.
+    let id = key(&admin.get("/spaces/login").of("space"), "id");
+    admin.start(&id);
+}
+
+fn trouble_with_the_api_server_passes(kind: Kind) {
+    let (house, cluster) = (House::new(kind), Cluster::start("10"));
+    let server = serve(&house, &cluster, &[]);
+    let admin = server.admin();
+    let id = admin.space("x", &template(&admin, "Echo", &json!({"start_limit": 60})));
+    let order = |what: &str, order: &Value| -> Answer {
+        cluster.send("POST", &format!("/_double/{what}"), Some(order)).expect(200)
+    };
+    let troubles = [
+        json!({"status": 429, "retryAfter": 1, "count": 2}),
+        json!({"status": 500, "count": 2}),
+        json!({"status": 503, "count": 2}),
+        json!({"verb": "patch", "status": 409, "count": 1}),
+        json!({"verb": "watch", "status": 410, "count": 2}),
+        json!({"delayMs": 700, "count": 6}),
+        json!({"cut": "before", "count": 2}),
+        // It was done, and nobody heard of it.
+        json!({"verb": "patch", "cut": "after", "count": 1}),
+        json!({"verb": "delete", "cut": "after", "count": 1}),
+    ];
+    let run = |what: &str| {
+        admin.act(&id, "start").expect(202);
+        let space = until(&format!("it runs in spite of {what}"), SOON, || {
+            let space = admin.read_space(&id);
+            assert_ne!(space["status"], "start_failed", "{what}: {space}");
+            (space["status"] == "running").then_some(space)
+        });
+        until("it opens", SOON, || (admin.get(&key(&space, "url")).status == 200).then_some(()));
+        assert_eq!(cluster.names("pods").len(), 1, "{what}");
+    };
+    let stop = |what: &str| {
+        admin.act(&id, "stop").expect(202);
+        until(&format!("it stops in spite of {what}"), SOON, || {
+            let space = admin.read_space(&id);
+            assert_ne!(space["status"], "stop_failed", "{what}: {space}");
+            (space["status"] == "stopped").then_some(())
+        });
+        until("its pod is gone", SOON, || cluster.names("pods").is_empty().then_some(()));
+    };
+    for trouble in &troubles {
+        let what = trouble.to_string();
+        order("faults", trouble);
+        order("cut/pods", &json!({}));
+        run(&what);
+        order("faults", trouble);
+        stop(&what);
+        cluster.send("DELETE", "/_double/faults", None).expect(200);
+    }
+    // The server goes away in the middle of a start, and of a stop.
+    admin.act(&id, "start").expect(202);
+    order("restart", &json!({"milliseconds": 1500}));
+    until("it runs in spite of a restart", SOON, || {
+        (admin.read_space(&id)["status"] == "running").then_some(())
+    });
+    admin.act(&id, "stop").expect(202);
+    order("restart", &json!({"milliseconds": 1500}));
+    until("it stops in spite of a restart", SOON, || {
+        (admin.read_space(&id)["status"] == "stopped").then_some(())
+    });
+}
+
+fn watches_that_are_disturbed_do_no_harm(kind: Kind) {
+    let (house, cluster) = (House::new(kind), Cluster::start("10"));
+    let server = serve(&house, &cluster, &[]);
+    let admin = server.admin();
+    let id = admin.space("x", &template(&admin, "Echo", &json!({})));
+    let order = |what: &str, order: Value| {
+        cluster.send("POST", &format!("/_double/{what}"), Some(&order)).expect(200);
+    };
+    let round = |what: &str| {
+        let space = admin.start(&id);
+        admin.get(&key(&space, "url")).expect(200);
+        cluster.pod(&cluster.names("pods")[0], "kill");
+        until(&format!("its end is seen: {what}"), SOON, || {
+            (admin.read_space(&id)["status"] == "stopped").then_some(())
+        });
+        admin.start(&id);
+        admin.stop(&id);
+    };
+    order("watches/*", json!({"duplicates": 2}));
+    round("everything is said three times");
+    order("watches/*", json!({}));
+    // What is told of claims and events overtakes what is told of pods.
+    order("watches/pods", json!({"delayMs": 700}));
+    round("pods come late");
+    order("watches/pods", json!({}));
+    order("watches/persistentvolumeclaims", json!({"delayMs": 700}));
+    order("watches/events", json!({"delayMs": 900}));
+    round("claims come late");
+    cluster.send("DELETE", "/_double/faults", None).expect(200);
+    // Cut, and what was seen last is too old by then.
+    for _ in 0..3 {
+        order("compact", json!({}));
+        order("cut/*", json!({}));
+    }
+    round("the versions are too old");
+}
+
+/// Ten rounds of a start or a stop during which the server dies at a moment nobody chose.
+fn after_a_kill_at_any_moment_rows_and_pods_agree(kind: Kind) {
+    let (house, cluster) = (House::new(kind), Cluster::start("10"));
+    let mut server = serve(&house, &cluster, &[]);
+    let mut admin = server.admin();
+    let echo = template(&admin, "Echo", &json!({}));
+    let ids = [admin.space("one", &echo), admin.space("two", &echo)];
+    admin.start(&ids[1]);
+    for round in 0..10 {
+        let (to_start, to_stop) = (&ids[round % 2], &ids[(round + 1) % 2]);
+        let pause = Duration::from_millis(random(600));
+        let ask = |id: &str, action: &str| {
+            let answer = admin.try_send("POST", &format!("/spaces/{id}/{action}"), &[], Some(b""));
+            assert_eq!(answer.unwrap().status, 202, "round {round}: {action}");
+        };
+        ask(to_start, "start");
+        ask(to_stop, "stop");
+        std::thread::sleep(pause);
+        server.kill_9();
+        // Now and then it is away for a while.
+        if round % 3 == 0 {
+            std::thread::sleep(Duration::from_millis(random(1500)));
+        }
+        server = serve(&house, &cluster, &[]);
+        admin = admin.at(&server.base);
+        // What was answered was promised.
+        admin.wait_for(to_start, &["running"]);
+        admin.wait_for(to_stop, &["stopped"]);
+        let pods = until(&format!("one pod is left, killed after {pause:?}"), SOON, || {
+            let pods = cluster.all("pods");
+            (pods.len() == 1).then_some(pods)
+        });
+        let sid = key(&admin.read_space(to_start), "sid");
+        assert!(key(&pods[0]["metadata"], "name").ends_with(&sid), "round {round}: {}", pods[0]);
+        let url = key(&admin.read_space(to_start), "url");
+        until("it opens", SOON, || (admin.get(&url).status == 200).then_some(()));
+    }
+    assert_eq!(cluster.names("persistentvolumeclaims").len(), 2);
+}
+
+/// How many requests each kind of request was asked for.
+fn requests(cluster: &Cluster) -> (u64, Value) {
+    let stats = cluster.send("GET", "/_double/stats", None).expect(200).json();
+    (stats["total"].as_u64().unwrap(), stats["requests"].clone())
+}
+
+fn spaces_at_rest_cost_no_requests(kind: Kind) {
+    let (house, cluster) = (House::new(kind), Cluster::start("20"));
+    let server = serve(&house, &cluster, &[]);
+    let admin = server.admin();
+    // Containers that only pretend, so that there may be many of them.
+    let quiet = template(&admin, "Quiet", &json!({"command": [], "container": {"image": "pretend:1"}}));
+    let at_rest = || {
+        std::thread::sleep(Duration::from_secs(1));
+        cluster.send("DELETE", "/_double/stats", None).expect(200);
+        std::thread::sleep(Duration::from_secs(6));
+        requests(&cluster)
+    };
+    let ids: Vec<String> =
+        (0..2).map(|at| key(&admin.running_space(&format!("s{at}"), &quiet), "id")).collect();
+    let few = at_rest();
+    cluster.send("DELETE", "/_double/stats", None).expect(200);
+    let more: Vec<String> =
+        (2..42).map(|at| key(&admin.running_space(&format!("s{at}"), &quiet), "id")).collect();
+    let (total, by_kind) = requests(&cluster);
+    // A start asks for its claim and its pod, and little else.
+    assert!(total <= 40 * 8, "{total} requests for 40 starts: {by_kind}");
+    let many = at_rest();
+    eprintln!(
+        "{total} requests for 40 starts: {by_kind}; at rest in 6 s: {few:?} of 2 spaces, {many:?} of 42"
+    );
+    assert!(many.0 <= few.0 + 4, "2 spaces: {few:?}, 42 spaces: {many:?}");
+    for plural in ["pods", "persistentvolumeclaims", "events"] {
+        for verb in ["list", "get", "create", "patch"] {
+            let asked = &many.1[format!("{verb} {plural}")];
+            assert!(asked.is_null(), "{verb} {plural}: {asked} times, by spaces at rest");
+        }
+    }
+    assert_eq!(ids.len() + more.len(), 42);
+}

@@ -1,0 +1,204 @@
+//! The objects, and every change that was made to them: one counter of versions
+//! for all, as in the real one.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::value::{name, namespace};
+
+/// `(namespace, name)`; the namespace is empty for what has none.
+pub(crate) type Key = (String, String);
+pub(crate) type Objects = BTreeMap<Key, Arc<Value>>;
+
+/// One write.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub version: u64,
+    pub store: String,
+    pub key: Key,
+    pub old: Option<Arc<Value>>,
+    /// None: it was removed.
+    pub new: Option<Arc<Value>>,
+    /// What a watcher of everything is shown.
+    pub shown: Arc<Value>,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    /// The newest version.
+    pub version: u64,
+    /// What is older than this cannot be watched from.
+    pub window: u64,
+    /// What is older than this cannot be listed exactly.
+    pub compacted: u64,
+    stores: BTreeMap<String, Objects>,
+    /// All changes after `log_start`, one for each version.
+    log: VecDeque<Arc<Change>>,
+    log_start: u64,
+}
+
+/// How many changes are kept.
+const KEPT: usize = 200_000;
+
+impl State {
+    fn new() -> Self {
+        Self {
+            version: 100,
+            window: 0,
+            compacted: 0,
+            stores: BTreeMap::new(),
+            log: VecDeque::new(),
+            log_start: 100,
+        }
+    }
+
+    pub fn get(&self, store: &str, space: &str, name: &str) -> Option<Arc<Value>> {
+        self.stores.get(store)?.get(&(space.to_owned(), name.to_owned())).cloned()
+    }
+
+    /// All objects of a kind, or those of one namespace, by key.
+    pub fn all(&self, store: &str, space: Option<&str>) -> Vec<Arc<Value>> {
+        let Some(objects) = self.stores.get(store) else { return Vec::new() };
+        objects
+            .iter()
+            .filter(|((of, _), _)| space.is_none_or(|space| of == space))
+            .map(|(_, object)| object.clone())
+            .collect()
+    }
+
+    /// The objects of a namespace whose names begin so.
+    pub fn named(&self, store: &str, space: &str, begin: &str) -> Vec<Arc<Value>> {
+        let Some(objects) = self.stores.get(store) else { return Vec::new() };
+        objects
+            .range((space.to_owned(), begin.to_owned())..)
+            .take_while(|((of, name), _)| of == space && name.starts_with(begin))
+            .map(|(_, object)| object.clone())
+            .collect()
+    }
+
+    pub fn stores(&self) -> Vec<String> {
+        self.stores.keys().cloned().collect()
+    }
+
+    pub fn by_uid(&self, uid: &str) -> Option<(String, Arc<Value>)> {
+        self.stores.iter().find_map(|(store, objects)| {
+            objects
+                .values()
+                .find(|object| object["metadata"]["uid"] == uid)
+                .map(|object| (store.clone(), object.clone()))
+        })
+    }
+
+    /// What was there at an earlier version.
+    pub fn at(&self, store: &str, version: u64) -> Objects {
+        let mut objects = self.stores.get(store).cloned().unwrap_or_default();
+        for change in self.log.iter().rev().take_while(|it| it.version > version) {
+            if change.store != store {
+                continue;
+            }
+            match &change.old {
+                Some(old) => objects.insert(change.key.clone(), old.clone()),
+                None => objects.remove(&change.key),
+            };
+        }
+        objects
+    }
+
+    /// The changes after `version`.
+    pub fn since(&self, version: u64) -> Vec<Arc<Change>> {
+        let skip = usize::try_from(version.saturating_sub(self.log_start)).unwrap_or(usize::MAX);
+        self.log.iter().skip(skip).cloned().collect()
+    }
+
+    /// Forgets all changes, as a server does that starts anew.
+    pub fn forget(&mut self) {
+        self.version += 8;
+        self.log.clear();
+        self.log_start = self.version;
+        self.window = self.version;
+        self.compacted = self.version;
+    }
+
+    /// Writes an object, with a new version.
+    pub fn put(&mut self, store: &str, mut object: Value) -> Arc<Value> {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        let key = (namespace(&object).to_owned(), name(&object).to_owned());
+        let new = Arc::new(object);
+        let old = self.stores.entry(store.to_owned()).or_default().insert(key.clone(), new.clone());
+        self.note(store, key, old, Some(new.clone()), new.clone());
+        new
+    }
+
+    /// Removes an object; what watchers are told carries the removal's version.
+    pub fn remove(&mut self, store: &str, space: &str, name: &str) -> Option<Arc<Value>> {
+        let key = (space.to_owned(), name.to_owned());
+        let old = self.stores.get_mut(store)?.remove(&key)?;
+        self.version += 1;
+        let mut shown = Value::clone(&old);
+        shown["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        let shown = Arc::new(shown);
+        self.note(store, key, Some(old), None, shown.clone());
+        Some(shown)
+    }
+
+    fn note(
+        &mut self,
+        store: &str,
+        key: Key,
+        old: Option<Arc<Value>>,
+        new: Option<Arc<Value>>,
+        shown: Arc<Value>,
+    ) {
+        let change = Change { version: self.version, store: store.to_owned(), key, old, new, shown };
+        self.log.push_back(Arc::new(change));
+        if self.log.len() > KEPT {
+            self.log.pop_front();
+            self.log_start += 1;
+            self.window = self.window.max(self.log_start);
+            self.compacted = self.compacted.max(self.log_start);
+        }
+    }
+}
+
+/// The objects behind a lock, with news of changes.
+#[derive(Debug)]
+pub(crate) struct Store {
+    state: Mutex<State>,
+    newest: watch::Sender<u64>,
+}
+
+impl Store {
+    pub fn new() -> Self {
+        Self { state: Mutex::new(State::new()), newest: watch::channel(100).0 }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.lock())
+    }
+
+    pub fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.lock();
+        let result = change(&mut state);
+        let version = state.version;
+        drop(state);
+        self.newest.send_if_modified(|newest| {
+            let newer = version > *newest;
+            *newest = (*newest).max(version);
+            newer
+        });
+        result
+    }
+
+    /// Tells the newest version whenever there is a newer one.
+    pub fn news(&self) -> watch::Receiver<u64> {
+        self.newest.subscribe()
+    }
+}
