@@ -237,8 +237,10 @@ fn pods(server: &Arc<Server>, change: &Change) {
             server.cluster.pods().insert(id.to_owned(), known.clone());
             tokio::spawn(kubelet::life(server.clone(), pod.clone(), known, heard));
         }
-        (None, Some(known)) => {
-            let _ = known.words.send(Word::Gone);
+        (None, known) => {
+            if let Some(known) = known {
+                let _ = known.words.send(Word::Gone);
+            }
             volumes::look_again(server);
             retry(server);
         }
