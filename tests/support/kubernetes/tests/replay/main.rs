@@ -9,6 +9,7 @@
 
 mod client;
 mod essence;
+mod terminal;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
