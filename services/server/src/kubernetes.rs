@@ -206,7 +206,7 @@ pub(crate) async fn doctor(what: Doctor) -> Result<(), String> {
 
 /// `podyard controller`.
 pub(crate) async fn controller(args: ControllerArgs) -> Result<(), String> {
-    log(&args.log, args.log_format)?;
+    let _log = log(&args.log, args.log_format)?;
     let options = args.kubernetes.options(Duration::from_secs(args.stop_grace));
     let end = async {
         if let Err(error) = asked_to_end().await {

@@ -327,7 +327,10 @@ async fn remove(
     };
     let options = delete::Options::parse(&body, &|name| request.param(name).to_owned())?;
     if target.verb == "delete" {
-        let shown = server.store.write(|state| delete::delete(state, target, &options))?;
+        let mut shown = server.store.write(|state| delete::delete(state, target, &options))?;
+        if target.of.plural == "resourcequotas" {
+            shown["status"] = server.store.read(|state| kinds::quota::status(state, &shown));
+        }
         let shown = if shown["kind"] == "Status" { shown } else { shape.one(&target.of, shown) };
         return Ok(http::json(200, &shown));
     }

@@ -243,22 +243,17 @@ fn conflict(with: &[(Manager, String, Path)]) -> Failure {
         })
         .collect();
     let (manager, time, path) = &with[0];
-    let message = match with.len() {
-        1 => format!("{}: {}", called(manager, time), shown(path)),
-        count => {
-            let mut text = String::from("");
-            let mut last = None;
-            for (manager, time, path) in with {
-                if last != Some(manager) {
-                    let end = if text.is_empty() { "" } else { "\n" };
-                    text.push_str(&format!("{end}conflicts{}:", &called(manager, time)["conflict".len()..]));
-                    last = Some(manager);
-                }
-                text.push_str(&format!("\n- {}", shown(path)));
-            }
-            let _ = count;
-            text
-        }
+    let message = match with {
+        [_] => format!("{}: {}", called(manager, time), shown(path)),
+        many => many
+            .chunk_by(|a, b| a.0 == b.0)
+            .map(|of| {
+                let of_whom = called(&of[0].0, &of[0].1).replacen("conflict", "conflicts", 1);
+                let fields: Vec<String> = of.iter().map(|it| format!("- {}", shown(&it.2))).collect();
+                format!("{of_whom}:\n{}", fields.join("\n"))
+            })
+            .collect::<Vec<_>>()
+            .join("\n"),
     };
     let count = with.len();
     let plural = if count == 1 { "conflict" } else { "conflicts" };

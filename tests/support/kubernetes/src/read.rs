@@ -168,7 +168,7 @@ pub(crate) async fn list(store: &Store, target: &Target, request: &Request) -> R
             at = wanted;
         }
         // Version 0 is served from the cache, which knows no pages.
-        let limit = if asked == "0" && after.is_none() { 0 } else { limit };
+        let limit = if asked == "0" { 0 } else { limit };
         Ok(page(state, target, &selector, at, after.as_deref(), limit))
     })
 }

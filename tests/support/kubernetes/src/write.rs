@@ -380,13 +380,13 @@ pub(crate) fn apply(
             target.name,
         )));
     }
+    let space = namespace(&config).to_owned();
     fit_space(target, &mut config)?;
     if of.custom.is_none()
         && let Some(field) = kinds::prune(of, &mut config)?.first()
     {
         return Err(Failure::internal(format!(
-            "failed to create typed patch object ({}/{}; {}, Kind={}): .{field}: field not declared in schema",
-            target.space(),
+            "failed to create typed patch object ({space}/{}; {}, Kind={}): .{field}: field not declared in schema",
             target.name,
             if of.group.is_empty() { format!("/{}", of.version) } else { of.api_version() },
             of.kind,

@@ -28,6 +28,7 @@ pub(crate) async fn life(
 ) {
     server.cluster.sleep(20).await;
     let placed = scheduler::place(&server, &pod, &mut words).await;
+    known.waits.store(false, std::sync::atomic::Ordering::Relaxed);
     if let Some(placed) = placed {
         let mut life = Life {
             model: Model::new(&placed),

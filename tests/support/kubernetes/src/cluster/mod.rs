@@ -60,6 +60,8 @@ pub(crate) enum Steer {
 pub(crate) struct Pod {
     pub ip: Ipv4Addr,
     pub words: mpsc::UnboundedSender<Word>,
+    /// No node has it yet.
+    pub waits: AtomicBool,
     pub containers: Mutex<HashMap<String, Container>>,
 }
 
@@ -233,12 +235,15 @@ fn pods(server: &Arc<Server>, change: &Change) {
         (Some(pod), None) if !leaving(pod) => {
             let (words, heard) = mpsc::unbounded_channel();
             let ip = server.cluster.address();
-            let known = Arc::new(Pod { ip, words, containers: Mutex::default() });
+            let known =
+                Arc::new(Pod { ip, words, waits: AtomicBool::new(true), containers: Mutex::default() });
             server.cluster.pods().insert(id.to_owned(), known.clone());
             tokio::spawn(kubelet::life(server.clone(), pod.clone(), known, heard));
         }
-        (None, Some(known)) => {
-            let _ = known.words.send(Word::Gone);
+        (None, known) => {
+            if let Some(known) = known {
+                let _ = known.words.send(Word::Gone);
+            }
             volumes::look_again(server);
             retry(server);
         }
@@ -248,7 +253,7 @@ fn pods(server: &Arc<Server>, change: &Change) {
 
 /// Tells the pods that wait for something.
 fn retry(server: &Server) {
-    for pod in server.cluster.pods().values() {
+    for pod in server.cluster.pods().values().filter(|it| it.waits.load(Ordering::Relaxed)) {
         let _ = pod.words.send(Word::Retry);
     }
 }

@@ -12,6 +12,7 @@ pub(crate) enum From {
     Kubelet,
     Scheduler,
     Volumes,
+    Growth,
 }
 
 /// What is told of an object.
@@ -69,6 +70,7 @@ pub(crate) fn write(state: &mut State, of: &Value, it: &Note<'_>) {
         From::Scheduler => ("default-scheduler", "default-scheduler-host"),
         From::Kubelet => ("kubelet", "node1"),
         From::Volumes => ("persistentvolume-controller", ""),
+        From::Growth => ("volume_expand", ""),
     };
     event["reportingComponent"] = json!(component);
     event["reportingInstance"] = json!(host);

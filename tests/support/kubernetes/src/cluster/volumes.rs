@@ -200,7 +200,7 @@ async fn grow(server: Arc<Server>, claim: Arc<Value>) {
         &server,
         &claim,
         &Note {
-            from: From::Volumes,
+            from: From::Growth,
             warning: false,
             reason: "ExternalExpanding",
             message: "waiting for an external controller to expand this PVC",

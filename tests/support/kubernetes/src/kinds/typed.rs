@@ -25,7 +25,7 @@ pub(crate) fn prune(of: &Resource, object: &mut Value) -> Result<Vec<String>, Fa
         let kind = &of.kind;
         Failure::bad(format!("{kind} in version \"{}\" cannot be handled as a {kind}: {why}", of.version))
     };
-    if !quantities(object, "") {
+    if of.group != "apiextensions.k8s.io" && !quantities(object, "") {
         return Err(refused(
             "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
         ));

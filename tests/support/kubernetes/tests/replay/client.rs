@@ -64,15 +64,18 @@ pub async fn body_of(response: hyper::Response<Incoming>) -> Value {
     }
 }
 
-/// The lines of a watch, for so long. Every event must be one frame of the body.
+/// The lines of a watch, for so long.
 pub async fn lines(response: hyper::Response<Incoming>, time: Duration) -> Vec<Value> {
     let mut body = response.into_body();
     let mut events = Vec::new();
     let end = tokio::time::Instant::now() + time;
+    let mut rest = Vec::new();
     while let Ok(Some(Ok(frame))) = tokio::time::timeout_at(end, body.frame()).await {
-        let bytes = frame.into_data().unwrap();
-        assert_eq!(bytes.last(), Some(&b'\n'), "an event ends its chunk");
-        events.push(serde_json::from_slice(&bytes).unwrap());
+        rest.extend_from_slice(&frame.into_data().unwrap());
+        while let Some(at) = rest.iter().position(|it| *it == b'\n') {
+            let line: Vec<u8> = rest.drain(..=at).collect();
+            events.push(serde_json::from_slice(&line).unwrap());
+        }
     }
     events
 }

@@ -80,7 +80,7 @@ impl Life {
                 word = self.words.recv() => Some(word.ok_or(Break::Leaving)?),
             };
             match word {
-                Some(word) => self.steered(word, &containers)?,
+                Some(word) => self.steered(word)?,
                 None => {
                     if deadline.is_some_and(|it| it <= Instant::now()) {
                         return self.too_long().await;
@@ -96,7 +96,7 @@ impl Life {
         Instant::now() + self.server.cluster.scaled(Duration::from_millis(milliseconds))
     }
 
-    fn steered(&mut self, word: Word, containers: &[Value]) -> Result<(), Break> {
+    fn steered(&mut self, word: Word) -> Result<(), Break> {
         let Some(steer) = self.hear(word)? else { return Ok(()) };
         let end = |exit: Exit| {
             for run in self.runs.iter().flatten() {
@@ -109,9 +109,8 @@ impl Life {
             Steer::Evict(message) => return self.evicted(&message),
             Steer::Ready(ready) => {
                 self.steered_ready = Some(ready);
-                for (slot, container) in self.model.main.iter_mut().zip(containers) {
+                for slot in &mut self.model.main {
                     slot.ready = ready && slot.code().is_none();
-                    let _ = container;
                 }
                 if !ready {
                     self.say(true, "Unhealthy", "Readiness probe failed: the double was told so", None);
@@ -218,10 +217,18 @@ impl Life {
 
     async fn too_long(&mut self) -> Result<(), Break> {
         self.say(true, "DeadlineExceeded", "Active deadline exceeded", None);
+        let seconds = self.pod["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap_or(30);
+        let end = self.later(seconds * 1000);
         for (at, slot) in self.model.main.iter_mut().enumerate() {
             if let Some(run) = self.runs[at].take() {
-                run.ask(Ask::Kill);
-                let exit = run.wait().await;
+                run.ask(Ask::Term);
+                let exit = match tokio::time::timeout_at(end, run.wait()).await {
+                    Ok(exit) => exit,
+                    Err(_) => {
+                        run.ask(Ask::Kill);
+                        run.wait().await
+                    }
+                };
                 slot.ends(&exit);
             }
         }

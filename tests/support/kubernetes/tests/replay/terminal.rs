@@ -1,0 +1,187 @@
+//! Terminals, and what becomes of sessions when one side goes: as recorded in 06c,
+//! 06d and 10, with this machine's shell instead of the recorded one.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use podyard_kubernetes_double::{Double, Options};
+use serde_json::{Value, json};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use crate::client;
+
+type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+const POD: &str = "/api/v1/namespaces/default/pods/one";
+
+async fn double() -> (Double, String) {
+    let options = Options { speed: 20.0, real: true, ..Options::default() };
+    let double = Double::start(options).await.unwrap();
+    let at = double.url().trim_start_matches("http://").to_owned();
+    let pod = json!({"method": "POST", "path": "/api/v1/namespaces/default/pods", "body": {
+        "metadata": {"name": "one"}, "spec": {"terminationGracePeriodSeconds": 2, "containers": [
+            {"name": "main", "image": "busybox:1.37", "command": ["sleep", "1000"]}]}}});
+    assert_eq!(client::send(&at, Some(double.token()), &pod).await.status(), 201);
+    loop {
+        let get = json!({"method": "GET", "path": POD});
+        let pod = client::body_of(client::send(&at, Some(double.token()), &get).await).await;
+        if pod["status"]["phase"] == "Running" {
+            return (double, at);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn exec(at: &str, token: &str, query: &str) -> Socket {
+    let step = json!({"method": "GET", "path": format!("{POD}/exec"), "query": query, "headers": {
+        "Upgrade": "websocket", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Protocol": "v5.channel.k8s.io"}});
+    let response = client::send(at, Some(token), &step).await;
+    assert_eq!(response.status(), 101);
+    assert_eq!(response.headers()["Sec-WebSocket-Accept"], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    let upgraded = hyper::upgrade::on(response).await.unwrap();
+    WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await
+}
+
+/// Types something and reads until the output has what is waited for.
+async fn types(socket: &mut Socket, channel: u8, text: &str, until: &str) -> String {
+    let mut frame = vec![channel];
+    frame.extend(text.as_bytes());
+    socket.send(Message::binary(frame)).await.unwrap();
+    reads(socket, until).await
+}
+
+async fn reads(socket: &mut Socket, until: &str) -> String {
+    let mut output = String::new();
+    while !output.contains(until) {
+        let next = tokio::time::timeout(Duration::from_secs(10), socket.next()).await;
+        let message = next.unwrap_or_else(|_| panic!("no {until:?} in {output:?}")).unwrap().unwrap();
+        let bytes = message.into_data();
+        assert_eq!(bytes[0], 1, "all output of a terminal is on channel 1: {bytes:?}");
+        output.push_str(&String::from_utf8_lossy(&bytes[1..]));
+    }
+    output
+}
+
+/// The rest of a session: the status, the close, the end.
+async fn end(socket: &mut Socket) -> (Option<Value>, bool) {
+    let (mut status, mut closed) = (None, false);
+    while let Ok(Some(Ok(message))) = tokio::time::timeout(Duration::from_secs(10), socket.next()).await {
+        match message {
+            Message::Binary(bytes) if bytes[0] == 3 => {
+                status = Some(serde_json::from_slice(&bytes[1..]).unwrap());
+            }
+            Message::Close(frame) => closed = frame.is_some_and(|it| u16::from(it.code) == 1000),
+            _ => {}
+        }
+    }
+    (status, closed)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shell_at_a_terminal() {
+    let (double, at) = double().await;
+    let query = "command=sh&stdin=true&stdout=true&stderr=true&tty=true";
+    let mut socket = exec(&at, double.token(), query).await;
+    let first = socket.next().await.unwrap().unwrap().into_data();
+    assert_eq!(&first[..], [1], "an empty frame comes first");
+    // Resizes in both spellings; what is no size does no harm.
+    for (frame, told) in [
+        ("{\"Width\":100,\"Height\":30}", "30 100\r\n"),
+        ("nonsense", "30 100\r\n"),
+        ("{\"Width\":0,\"Height\":0}", "30 100\r\n"),
+        ("{\"width\":132,\"height\":40}\n", "40 132\r\n"),
+    ] {
+        let mut bytes = vec![4];
+        bytes.extend(frame.as_bytes());
+        socket.send(Message::binary(bytes)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let output = types(&mut socket, 0, "stty size\n", told).await;
+        assert!(output.contains("stty size\r\n"), "it echoes: {output:?}");
+    }
+    types(&mut socket, 0, "tty; echo $TERM\n", "xterm\r\n").await;
+    types(&mut socket, 0, "echo a\"\"b >&2\n", "ab\r\n").await;
+    types(&mut socket, 0, "sleep 100\n", "sleep 100\r\n").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    types(&mut socket, 0, "\u{3}", "^C").await;
+    // The close of stdin does not end a terminal's shell.
+    socket.send(Message::binary(vec![255, 0])).await.unwrap();
+    types(&mut socket, 0, "echo still\"\"here\n", "stillhere\r\n").await;
+    socket.send(Message::binary(b"\0exit 5\n".to_vec())).await.unwrap();
+    let (status, closed) = end(&mut socket).await;
+    let status = status.unwrap();
+    assert_eq!(status["reason"], "NonZeroExitCode");
+    assert_eq!(status["details"]["causes"], json!([{"reason": "ExitCode", "message": "5"}]));
+    assert!(closed);
+    double.stop().await;
+}
+
+/// The processes of this machine with a word among their arguments.
+fn with(word: &str) -> usize {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let has = |it: &std::fs::DirEntry| {
+        let line = std::fs::read(it.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).split('\0').any(|argument| argument == word)
+    };
+    processes.filter(has).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_started_outlives_its_client_and_ends_with_its_container() {
+    let (double, at) = double().await;
+    let word = "77719.25";
+    let query = format!("command=sh&command=-c&command=echo+go%3B+sleep+{word}&stdin=true&stdout=true");
+    let mut dropped = exec(&at, double.token(), &query).await;
+    reads(&mut dropped, "go\n").await;
+    drop(dropped);
+    let mut closed = exec(&at, double.token(), &query).await;
+    reads(&mut closed, "go\n").await;
+    closed.close(None).await.unwrap();
+    assert_eq!(end(&mut closed).await, (None, true), "a close is answered, and nothing else");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(with(word), 2);
+    // The pod goes, and with it all that was started in it.
+    let mut open = exec(&at, double.token(), &query).await;
+    reads(&mut open, "go\n").await;
+    let delete = json!({"method": "DELETE", "path": POD});
+    assert_eq!(client::send(&at, Some(double.token()), &delete).await.status(), 200);
+    let (status, closed) = end(&mut open).await;
+    assert_eq!(status.unwrap()["details"]["causes"][0]["message"], "137");
+    assert!(closed);
+    assert_eq!(with(word), 0);
+    double.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_ends_sessions_and_makes_versions_too_old() {
+    let (double, at) = double().await;
+    let get = json!({"method": "GET", "path": "/api/v1/namespaces/default/pods"});
+    let list = client::body_of(client::send(&at, Some(double.token()), &get).await).await;
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let query = "command=sh&stdin=true&stdout=true&tty=true";
+    let mut socket = exec(&at, double.token(), query).await;
+    reads(&mut socket, "").await;
+    let restart = json!({"method": "POST", "path": "/_double/restart", "body": {"milliseconds": 200}});
+    client::send(&at, None, &restart).await;
+    assert_eq!(end(&mut socket).await, (None, false), "it ends without a word");
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let watch = json!({"method": "GET", "path": "/api/v1/namespaces/default/pods",
+        "query": format!("watch=true&timeoutSeconds=3&resourceVersion={version}")});
+    let events =
+        client::lines(client::send(&at, Some(double.token()), &watch).await, Duration::from_secs(3)).await;
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!((&events[0]["type"], &events[0]["object"]["code"]), (&json!("ERROR"), &json!(410)));
+    // What is listed now can be watched from.
+    let list = client::body_of(client::send(&at, Some(double.token()), &get).await).await;
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap();
+    let watch = json!({"method": "GET", "path": "/api/v1/namespaces/default/pods",
+        "query": format!("watch=true&timeoutSeconds=1&resourceVersion={version}")});
+    let events =
+        client::lines(client::send(&at, Some(double.token()), &watch).await, Duration::from_secs(3)).await;
+    assert!(events.iter().all(|it| it["type"] != "ERROR"), "{events:?}");
+    double.stop().await;
+}
