@@ -42,7 +42,7 @@ struct Refused {
     head: HeaderMap,
 }
 
-fn connect(client: &Client, path: &str, headers: &[(&'static str, &str)]) -> Result<Shell, Refused> {
+fn connect(client: &Client, path: &str, headers: &[(&'static str, &str)]) -> Result<Shell, Box<Refused>> {
     let address = client.base.strip_prefix("http://").unwrap();
     let mut request = format!("ws://{address}{path}").into_client_request().unwrap();
     for (name, value) in headers {
@@ -52,16 +52,19 @@ fn connect(client: &Client, path: &str, headers: &[(&'static str, &str)]) -> Res
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     match tungstenite::client(request, stream) {
         Ok((socket, answer)) => Ok(Shell { socket, head: answer.headers().clone(), seen: String::new() }),
-        Err(tungstenite::HandshakeError::Failure(tungstenite::Error::Http(answer))) => Err(Refused {
-            status: answer.status().as_u16(),
-            head: answer.headers().clone(),
-            body: serde_json::from_slice(answer.body().as_deref().unwrap_or_default()).unwrap_or_default(),
-        }),
+        Err(tungstenite::HandshakeError::Failure(tungstenite::Error::Http(answer))) => {
+            Err(Box::new(Refused {
+                status: answer.status().as_u16(),
+                head: answer.headers().clone(),
+                body: serde_json::from_slice(answer.body().as_deref().unwrap_or_default())
+                    .unwrap_or_default(),
+            }))
+        }
         Err(error) => panic!("{path}: {error}"),
     }
 }
 
-fn try_open(client: &Client, space: &str) -> Result<Shell, Refused> {
+fn try_open(client: &Client, space: &str) -> Result<Shell, Box<Refused>> {
     let token = client.token.clone().unwrap();
     let headers = [("x-auth-token", token.as_str()), ("sec-websocket-protocol", "podyard.terminal.v1")];
     connect(client, &format!("/spaces/{space}/terminal?{PATH}"), &headers)

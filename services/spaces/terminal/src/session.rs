@@ -186,7 +186,7 @@ impl Session {
         let over = tokio::select! {
             biased;
             over = down(&mut output, &send, &moved, &inner) => over,
-            over = up(&input, &mut stream, &send, &moved, &inner) => over,
+            over = up(&input, &mut stream, &send, &moved, &inner, lang) => over,
             over = watch(&inner, &ctx, &token, &send, &moved) => over,
             () = &mut writer => Over::Client,
         };
@@ -259,6 +259,7 @@ async fn up(
     send: &mpsc::Sender<Message>,
     moved: &Moved,
     inner: &Inner,
+    lang: Lang,
 ) -> Over {
     while let Some(message) = stream.next().await {
         moved.heard();
@@ -274,7 +275,7 @@ async fn up(
                 Ok(size) => TerminalInput::Resize(size),
                 Err(error) => {
                     // Lost if the client does not read; it would only fill memory.
-                    let error = FromServer::error("TerminalControlError", error);
+                    let error = FromServer::error("TerminalControlError", i18n::text(lang, &error));
                     let _ = send.try_send(Message::text(error.text()));
                     continue;
                 }
