@@ -525,7 +525,7 @@ fn a_thousand_come_and_go_and_nothing_is_left() {
                  Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
             );
             stream.write_all(request.as_bytes()).unwrap();
-            if i % 2 == 0 {
+            if i.is_multiple_of(2) {
                 std::thread::sleep(Duration::from_millis((i % 13) as u64));
             }
         }

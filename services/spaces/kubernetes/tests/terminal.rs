@@ -24,6 +24,24 @@ impl House {
         Self { double, folder }
     }
 
+    /// By which its processes are told from those of other tests.
+    fn tag(&self) -> String {
+        self.folder.path().file_name().unwrap().to_string_lossy().into_owned()
+    }
+
+    /// The scripts in its pods that hold terminals.
+    fn keepers(&self) -> usize {
+        let tag = self.tag();
+        let has = |path: std::path::PathBuf, word: &str| {
+            String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).contains(word)
+        };
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        all.filter(|it| {
+            has(it.path().join("cmdline"), "podyard-keeper") && has(it.path().join("environ"), &tag)
+        })
+        .count()
+    }
+
     async fn driver(&self) -> KubernetesDriver {
         let kubeconfig = Some(self.folder.path().join("kubeconfig"));
         let lease = Duration::from_secs(3);
@@ -38,7 +56,7 @@ impl House {
             sid: "s10123456789abcdef".into(),
             base_path: "/ws/s10123456789abcdef/".into(),
             command: Vec::new(),
-            env: vec![("OWN".into(), "of-the-template".into())],
+            env: vec![("OWN".into(), self.tag())],
             cpu: "100m".into(),
             memory: "64Mi".into(),
             storage: "1Gi".into(),
@@ -145,7 +163,7 @@ async fn a_shell_of_the_right_size_that_tells_its_end() {
     let driver = house.running().await;
     let mut shell = open(&driver).await;
     shell.type_in("x=; echo \"größer $x空間 $TERM <$OWN> ${LC_ALL:-${LC_CTYPE:-$LANG}}\"; stty size\n").await;
-    shell.until("größer 空間 xterm-256color <of-the-template> ").await;
+    shell.until(&format!("größer 空間 xterm-256color <{}> ", house.tag())).await;
     shell.until("30 100").await;
     shell.terminal.input.send(TerminalInput::Resize(TerminalSize { columns: 132, rows: 43 })).await.unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -184,20 +202,14 @@ async fn whatever_ends_it_ends_its_children() {
     assert_eq!(shell.end().await.code, Some(3));
     gone(5552, 10).await;
     // Whoever opens and is gone at once.
-    let before = running("sh");
+    let held = driver.terminal("s1", SIZE).await.unwrap();
+    assert!(house.keepers() > 0, "a keeper is not seen");
+    drop(held);
     for _ in 0..10 {
         drop(driver.terminal("s1", SIZE).await.unwrap());
     }
-    until("nothing is left", 15, || keepers() == 0).await;
-    assert!(running("sh") <= before);
+    until("nothing is left", 15, || house.keepers() == 0).await;
     drop(house.double);
-}
-
-/// The scripts that hold terminals.
-fn keepers() -> usize {
-    let all = std::fs::read_dir("/proc").unwrap().flatten();
-    let lines = all.filter_map(|it| std::fs::read(it.path().join("cmdline")).ok());
-    lines.filter(|it| String::from_utf8_lossy(it).contains("podyard-keeper")).count()
 }
 
 /// The worst: this process dies, and the cluster goes on as if nothing was.
