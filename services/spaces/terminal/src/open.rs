@@ -38,6 +38,7 @@ fn paths(_: &mut SchemaGenerator) -> Vec<(&'static str, Value)> {
     let id = json!({"name": "id", "in": "path", "required": true, "schema": {"type": "string"}});
     let says = |text: &str| json!({"description": text});
     let get = json!({
+        "operationId": "spaces.terminal",
         "tags": ["spaces"],
         "summary": "Opens a terminal in the space: a websocket with the subprotocol podyard.terminal.v1.",
         "parameters": [id, number("columns", 80), number("rows", 24)],
