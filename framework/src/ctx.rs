@@ -36,6 +36,18 @@ pub fn new_id() -> String {
     uuid::Uuid::now_v7().to_string()
 }
 
+/// An id that carries this moment, to the millisecond: [`made_at`] gives it back.
+pub(crate) fn id_of(at: DateTime<Utc>) -> String {
+    let (seconds, nanos) = (u64::try_from(at.timestamp()).unwrap_or(0), at.timestamp_subsec_nanos());
+    uuid::Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, nanos)).to_string()
+}
+
+/// The millisecond that an id carries.
+pub(crate) fn made_at(id: &str) -> Option<DateTime<Utc>> {
+    let (seconds, nanos) = uuid::Uuid::try_parse(id).ok()?.get_timestamp()?.to_unix();
+    DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)
+}
+
 /// What a process has once: database, registry, caches, services.
 pub struct Core {
     /// The database.
@@ -286,6 +298,25 @@ impl Ctx {
         let ctx = self.clone();
         self.core.db.write(lock, move |conn| f(&mut Tx::new(conn, &ctx))).await
     }
+
+    /// [`Ctx::write`] of something that can be done again after it was undone;
+    /// `of` as for [`Db::write_repeatable`].
+    ///
+    /// # Errors
+    /// What the closure returns (then nothing was changed), or 503.
+    pub(crate) async fn write_repeatable<R, F>(
+        &self,
+        lock: Option<Lock>,
+        of: Option<&'static str>,
+        mut f: F,
+    ) -> Result<Done<R>>
+    where
+        R: Send + 'static,
+        F: FnMut(&mut Tx<'_>) -> Result<R> + Send + 'static,
+    {
+        let ctx = self.clone();
+        self.core.db.write_repeatable(lock, of, move |conn| f(&mut Tx::new(conn, &ctx))).await
+    }
 }
 
 /// A request inside its transaction: blocking, on the thread of its connection.
@@ -391,8 +422,11 @@ impl<'a> Tx<'a> {
         self.quota_insert(row)?;
         let notes = oplog::notes(row, None);
         let changes = self.told(T::meta(), action).then(|| notes.clone());
-        let sql = insertion(row, &self.owners(row), self.conn.dialect());
-        if !self.with_record(sql, T::meta(), row.base(), action, notes)? {
+        let owners = self.owners(row);
+        let sql = insertion(row, &owners, self.conn.dialect());
+        // Without owners its text is the same for all rows of a type.
+        let execute = if owners.is_empty() { db::execute_fixed::<Insertion<T>> } else { db::execute };
+        if !self.with_record(sql, execute, T::meta(), row.base(), action, notes)? {
             let owner = row.base().owner().unwrap_or_default();
             let (name, own) = (&self.cred().user_name, self.cred().user_id == owner.user_id);
             return Err(if own {
@@ -461,8 +495,14 @@ impl<'a> Tx<'a> {
                 notes = oplog::noted(notes, name, value);
             }
             let changes = tx.told(T::meta(), action).then(|| notes.clone());
-            let stored =
-                tx.with_record(change(row, version, Some(before)), T::meta(), row.base(), action, notes)?;
+            let stored = tx.with_record(
+                change(row, version, Some(before)),
+                db::execute,
+                T::meta(),
+                row.base(),
+                action,
+                notes,
+            )?;
             if stored {
                 tx.tell(row, action, changes)?;
             }
@@ -575,6 +615,9 @@ impl<'a> Tx<'a> {
         self.save(row)
     }
 }
+
+/// Names the `INSERT` of a type's row.
+struct Insertion<T>(std::marker::PhantomData<T>);
 
 /// `INSERT` of a row; with owners only if they are there, and stay to the
 /// transaction's end.

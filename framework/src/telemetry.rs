@@ -1,6 +1,8 @@
-//! Metrics, in one registry per process, for `GET /metrics`.
+//! Metrics, in one registry per process, for `GET /metrics`; and what writes the log.
 
+use std::io::{BufWriter, Stderr, Write};
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use prometheus::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -85,6 +87,48 @@ fn register<C: prometheus::core::Collector + Clone + 'static>(made: prometheus::
     let collector = made.expect("metric names are valid");
     REGISTRY.register(Box::new(collector.clone())).expect("each metric is registered once");
     collector
+}
+
+/// Lines of the log that may wait to be written; more are lost, and counted.
+const LOG_LINES: usize = 16_384;
+
+/// How long lines of the log gather before they are written.
+const LOG_EVERY: Duration = Duration::from_millis(20);
+
+pub use tracing_appender::non_blocking::{NonBlocking as LogWriter, WorkerGuard as LogGuard};
+
+/// What writes the log to the standard error, until the guard is dropped: a
+/// thread of its own, so that no request waits for a log that nobody reads.
+#[must_use]
+pub fn log_writer() -> (LogWriter, LogGuard) {
+    let (writer, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default()
+        .buffered_lines_limit(LOG_LINES)
+        .thread_name("log")
+        .finish(Gathered(BufWriter::with_capacity(1 << 16, std::io::stderr())));
+    let lost = writer.error_counter();
+    watch(
+        "podyard_log_lines_lost_total",
+        "counter",
+        "Lines of the log that were lost, since nobody read them.",
+        move || f64::from(u32::try_from(lost.dropped_lines()).unwrap_or(u32::MAX)),
+    );
+    (writer, guard)
+}
+
+/// Writes what has gathered at once, and rests after it: to wake this thread
+/// for each line costs whoever logs more than the line itself.
+struct Gathered(BufWriter<Stderr>);
+
+impl Write for Gathered {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.write(line)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let done = self.0.flush();
+        std::thread::sleep(LOG_EVERY);
+        done
+    }
 }
 
 type Reading = (&'static str, &'static str, &'static str, Box<dyn Fn() -> f64 + Send + Sync>);

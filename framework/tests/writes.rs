@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use actix_web::{App as ActixApp, test as http, web};
 use diesel::connection::SimpleConnection;
+use futures_util::future::join_all;
 use podyard::auth::{Access, Authenticator, UserCred};
 use podyard::db::{self, Db, Dialect, Options, Sql};
 use podyard::http::{App, HttpOptions};
@@ -81,7 +82,19 @@ impl Model for Paper {
         db::after_commit(move || {
             CALLS.lock().unwrap().entry(user).or_default().push(format!("committed {name}"));
         });
-        if self.name == "late" { Err(Error::conflict("too late")) } else { Ok(()) }
+        if self.name.starts_with("late") { Err(Error::conflict("too late")) } else { Ok(()) }
+    }
+
+    fn post_update(&mut self, tx: &mut Tx<'_>, _: &Self) -> Result<()> {
+        match self.note.as_deref() {
+            // Past all that the framework sees.
+            Some("asks") => Ok(tx.conn.batch_execute("UPDATE papers SET hidden = 'asked'")?),
+            Some("spoils") => {
+                tx.conn.batch_execute("UPDATE papers SET weight = 99, hidden = 'spoiled'")?;
+                Err(Error::conflict("it is undone"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -497,6 +510,84 @@ async fn what_is_old_is_removed() {
         let again = it.told(it.who, "POST", "/papers", &key, json!({"name": "y"})).await;
         assert_eq!((again.status, again.replayed), (201, false));
         assert_eq!(it.count("SELECT COUNT(*) FROM idempotency_keys WHERE id = 'young'"), 1);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn writes_that_share_a_commit_are_undone_one_by_one() {
+    on_each("shares", async |it: Scene| {
+        let late = |i: usize| i % 7 == 3;
+        let post = async |i: usize| {
+            let name = format!("{}{i}", if late(i) { "late" } else { "paper" });
+            it.ask("POST", "/papers", json!({ "name": name })).await.0
+        };
+        let statuses = join_all((0..60).map(post)).await;
+        for (i, status) in statuses.into_iter().enumerate() {
+            assert_eq!(status, if late(i) { 409 } else { 201 }, "the {i}th");
+        }
+        let mut made: Vec<_> = (0..60).filter(|&i| !late(i)).map(|i| format!("paper{i}")).collect();
+        made.sort_unstable();
+        let (_, body) = it.ask("GET", "/papers?order_by=name&limit=100", Value::Null).await;
+        let there: Vec<_> =
+            body["papers"].as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap()).collect();
+        assert_eq!(there, made);
+        assert_eq!(it.count("SELECT COUNT(*) FROM ops_log"), made.len() as i64);
+        // Whatever ran twice, what follows a commit followed once.
+        let mut committed: Vec<_> = calls(it.who)
+            .into_iter()
+            .filter_map(|it| Some(it.strip_prefix("committed ")?.to_owned()))
+            .collect();
+        committed.sort_unstable();
+        assert_eq!(committed, made);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn updates_of_one_row_at_once_all_count() {
+    on_each("crowd", async |it: Scene| {
+        let (_, body) = it.ask("POST", "/papers", json!({"name": "a"})).await;
+        let path = format!("/papers/{}", body["paper"]["id"].as_str().unwrap());
+        let put = async |i: i64| it.ask("PUT", &path, json!({ "weight": 100 + i })).await;
+        for (status, body) in join_all((0..40).map(put)).await {
+            assert_eq!(status, 200, "{body}");
+        }
+        let (_, body) = it.ask("GET", &path, Value::Null).await;
+        assert_eq!(body["paper"]["version"], 41);
+        let (_, body) = it
+            .ask("GET", &format!("{path}/events?limit=100&order=asc&order_by=obj_version"), Value::Null)
+            .await;
+        let mut weight = json!(5);
+        for (i, event) in body["events"].as_array().unwrap().iter().skip(1).enumerate() {
+            assert_eq!(event["obj_version"], i + 2);
+            assert_eq!(event["notes"]["weight"]["old"], weight, "each saw the one before: {event}");
+            weight = event["notes"]["weight"]["new"].clone();
+        }
+        assert_eq!(it.count("SELECT COUNT(*) FROM ops_log"), 41);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_hook_that_asks_the_database_has_its_transaction() {
+    on_each("asks", async |it: Scene| {
+        let (_, body) = it.ask("POST", "/papers", json!({"name": "a"})).await;
+        let path = format!("/papers/{}", body["paper"]["id"].as_str().unwrap());
+        let hidden = "SELECT COUNT(*) FROM papers WHERE hidden = 'asked' AND weight = 5";
+        for round in 0..3 {
+            let spoils = it.ask("PUT", &path, json!({"note": "spoils"})).await;
+            assert_eq!(spoils.0, 409, "{}", spoils.1);
+            assert_eq!(it.count("SELECT COUNT(*) FROM papers WHERE hidden = 'spoiled' OR weight = 99"), 0);
+            assert_eq!(it.ask("PUT", &path, json!({"note": "asks"})).await.0, 200);
+            assert_eq!(it.count(hidden), 1);
+            assert_eq!(it.ask("PUT", &path, json!({"note": format!("quiet {round}")})).await.0, 200);
+        }
+        let (_, body) = it.ask("GET", &path, Value::Null).await;
+        assert_eq!(body["paper"]["version"], 7);
+        assert_eq!(it.count("SELECT COUNT(*) FROM ops_log"), 7);
+        // Of a row that is not there nothing is written.
+        assert_eq!(it.ask("PUT", "/papers/nobody", json!({"note": "x"})).await.0, 404);
     })
     .await;
 }

@@ -1,10 +1,12 @@
 //! Writes that share a transaction: each runs in a savepoint, all are committed
 //! at once, and each is answered after that. A sync of the disk for many.
 
-use diesel::connection::SimpleConnection;
+use diesel::connection::{Connection as _, SimpleConnection};
 use tokio::sync::oneshot;
 
-use super::{AnyConnection, DOOMED, Done, GENERATION, Hook, guarded, measure, take_hooks};
+use super::{
+    AnyConnection, DOOMED, Dialect, Done, GENERATION, Hook, Sql, glance, guarded, measure, take_hooks,
+};
 use crate::{Error, Result};
 
 /// Most jobs in one commit: enough to share a sync, few enough that the first
@@ -16,13 +18,21 @@ pub(super) const GROUP: usize = 48;
 pub(super) trait Job: Send {
     /// Runs it; `false` when its changes are to be undone.
     fn run(&mut self, conn: &mut AnyConnection) -> bool;
+    /// Whether it can be run anew after all was undone.
+    fn is_repeatable(&self) -> bool;
+    /// The type whose one row it is about, if it is.
+    fn of_row(&self) -> Option<&'static str>;
+    /// Whether it failed for want of a connection.
+    fn lost_connection(&self) -> bool;
     /// Answers, once it is known whether the group was committed.
     fn finish(self: Box<Self>, failure: Option<&str>);
 }
 
 /// A write and who waits for it.
 pub(super) struct Write<R, F> {
-    f: Option<F>,
+    f: F,
+    repeatable: bool,
+    of: Option<&'static str>,
     result: Option<Result<Done<R>>>,
     hooks: Vec<Hook>,
     /// Statements that were sent for it beside its own: its lock.
@@ -31,23 +41,55 @@ pub(super) struct Write<R, F> {
 }
 
 impl<R, F> Write<R, F> {
-    pub(super) fn new(f: F, extra: u32) -> (Box<Self>, oneshot::Receiver<Result<Done<R>>>) {
+    pub(super) fn new(work: Work<F>, extra: u32) -> (Box<Self>, oneshot::Receiver<Result<Done<R>>>) {
         let (reply, answer) = oneshot::channel();
-        (Box::new(Self { f: Some(f), result: None, hooks: Vec::new(), extra, reply }), answer)
+        let Work { f, repeatable, of } = work;
+        (Box::new(Self { f, repeatable, of, result: None, hooks: Vec::new(), extra, reply }), answer)
     }
+}
+
+/// What a write does.
+pub(super) struct Work<F> {
+    f: F,
+    repeatable: bool,
+    of: Option<&'static str>,
+}
+
+impl<F> Work<F> {
+    /// That can be done anew after it was undone.
+    pub(super) fn repeatable(f: F, of: Option<&'static str>) -> Self {
+        Self { f, repeatable: true, of }
+    }
+}
+
+/// Work that can be done once only.
+pub(super) fn once<R>(
+    f: impl FnOnce(&mut AnyConnection) -> Result<R> + Send + 'static,
+) -> Work<impl FnMut(&mut AnyConnection) -> Result<R> + Send + 'static> {
+    let mut f = Some(f);
+    let f = move |conn: &mut AnyConnection| match f.take() {
+        Some(f) => f(conn),
+        None => Err(Error::internal("a write that cannot be repeated was")),
+    };
+    Work { f, repeatable: false, of: None }
 }
 
 impl<R, F> Job for Write<R, F>
 where
     R: Send,
-    F: FnOnce(&mut AnyConnection) -> Result<R> + Send,
+    F: FnMut(&mut AnyConnection) -> Result<R> + Send,
 {
     fn run(&mut self, conn: &mut AnyConnection) -> bool {
-        let Some(f) = self.f.take() else { return false };
         drop(take_hooks());
         let generation = GENERATION.get();
         DOOMED.set(false);
-        let mut result = guarded(|| measure(|| f(conn)));
+        let mut result = guarded(|| {
+            measure(|| {
+                let value = (self.f)(conn)?;
+                glance::send(conn)?;
+                Ok(value)
+            })
+        });
         if DOOMED.get() && result.is_ok() {
             result = Err(Error::unavailable("two requests got in each other's way; try again", 1));
         }
@@ -60,6 +102,18 @@ where
         let keep = result.is_ok();
         self.result = Some(result);
         keep
+    }
+
+    fn is_repeatable(&self) -> bool {
+        self.repeatable
+    }
+
+    fn of_row(&self) -> Option<&'static str> {
+        self.of
+    }
+
+    fn lost_connection(&self) -> bool {
+        matches!(&self.result, Some(Err(error)) if error.is_connection_lost())
     }
 
     fn finish(self: Box<Self>, failure: Option<&str>) {
@@ -92,6 +146,13 @@ pub(super) fn control(conn: &mut AnyConnection, sql: &'static str) -> std::resul
     #[cfg(feature = "mysql")]
     if let AnyConnection::Mysql(_) = conn {
         return super::mysql::control(conn, sql).map_err(|e| format!("{sql}: {e}"));
+    }
+    if conn.dialect() == Dialect::Sqlite {
+        // Prepared once; parsing them each time costs more than they do.
+        let mut parts = sql.split("; ");
+        return parts
+            .try_for_each(|part| conn.execute_returning_count(&Sql::new(part)).map(drop))
+            .map_err(|e| format!("{sql}: {e}"));
     }
     conn.batch_execute(sql).map_err(|e| format!("{sql}: {e}"))
 }

@@ -9,6 +9,7 @@
 //! MySQL and MariaDB: as PostgreSQL.
 
 mod connection;
+pub(crate) mod glance;
 mod group;
 mod migrate;
 #[cfg(feature = "mysql")]
@@ -33,11 +34,14 @@ use diesel::prelude::*;
 use crate::worker::{Report, Reporter};
 use crate::{Error, Result};
 
+use group::Work;
+
 pub use connection::{AnyConnection, Dialect, MultiBackend, MultiRow};
 pub use migrate::{MigrationSet, define, pending, revert, run as migrate};
 pub(crate) use part::{begin_part, end_part};
 pub(crate) use pool::{MYSQL_LOCK, lock_key, lock_row};
 pub use schema::differences;
+pub(crate) use sql::execute_fixed;
 pub use sql::{FromRow, Sql, each, execute, load, load_one};
 pub use value::{Column, ColumnType, RowReader, Value};
 
@@ -189,6 +193,7 @@ thread_local! {
 fn counting() -> Option<Box<dyn diesel::connection::Instrumentation>> {
     Some(Box::new(|event: InstrumentationEvent<'_>| {
         if let InstrumentationEvent::StartQuery { .. } = event {
+            glance::observe();
             STATEMENTS.set(STATEMENTS.get().wrapping_add(1));
         }
     }))
@@ -228,7 +233,7 @@ fn measure<R>(f: impl FnOnce() -> Result<R>) -> Result<Done<R>> {
 /// disk, group commit pays for it.
 const SQLITE_PRAGMAS: &str = "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; \
      PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA cache_size = -4000; \
-     PRAGMA wal_autocheckpoint = 2000; PRAGMA journal_size_limit = 67108864; PRAGMA temp_store = MEMORY;";
+     PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864; PRAGMA temp_store = MEMORY;";
 
 /// Makes the file and its folder, for this user only: the key of the tokens
 /// and everybody's password hashes are in it.
@@ -242,8 +247,25 @@ fn private_file(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Has SQLite take no lock at each of its calls, which come by the hundred in
+/// a request: a connection is a `&mut` of one thread at a time. Nor does it
+/// keep count of its memory, under one lock for all threads.
+fn quick_sqlite() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        #[expect(unsafe_code, reason = "SQLite's settings of the process are made by its own call only")]
+        // SAFETY: both are called with the arguments that they document. If
+        // SQLite runs already, they change nothing and say so.
+        unsafe {
+            libsqlite3_sys::sqlite3_config(libsqlite3_sys::SQLITE_CONFIG_MULTITHREAD);
+            libsqlite3_sys::sqlite3_config(libsqlite3_sys::SQLITE_CONFIG_MEMSTATUS, 0);
+        }
+    });
+}
+
 fn connect_sqlite(path: &Path, write: bool) -> Result<AnyConnection> {
     let text = path.to_str().ok_or_else(|| Error::internal("the database's path is not UTF-8"))?;
+    quick_sqlite();
     let mut conn = diesel::SqliteConnection::establish(text).map_err(Error::internal)?;
     conn.batch_execute(SQLITE_PRAGMAS)?;
     if !write {
@@ -371,10 +393,37 @@ impl Db {
         R: Send + 'static,
         F: FnOnce(&mut AnyConnection) -> Result<R> + Send + 'static,
     {
+        self.run(lock, group::once(f)).await
+    }
+
+    /// [`Db::write`] of something that can be done again after it was undone:
+    /// it may run twice, which spares it a savepoint of its own.
+    /// `of`: it is of one row of this type, which it reads first.
+    ///
+    /// # Errors
+    /// What the closure returns (then nothing is written), or 503.
+    pub(crate) async fn write_repeatable<R, F>(
+        &self,
+        lock: Option<Lock>,
+        of: Option<&'static str>,
+        f: F,
+    ) -> Result<Done<R>>
+    where
+        R: Send + 'static,
+        F: FnMut(&mut AnyConnection) -> Result<R> + Send + 'static,
+    {
+        self.run(lock, Work::repeatable(f, of)).await
+    }
+
+    async fn run<R, F>(&self, lock: Option<Lock>, work: Work<F>) -> Result<Done<R>>
+    where
+        R: Send + 'static,
+        F: FnMut(&mut AnyConnection) -> Result<R> + Send + 'static,
+    {
         match &self.0.writer {
             // One writer is every lock there is.
-            Some(writer) => writer.write(f).await,
-            None => self.0.pool.write(lock, f).await,
+            Some(writer) => writer.write(work).await,
+            None => self.0.pool.write(lock, work).await,
         }
     }
 
@@ -407,7 +456,7 @@ impl Db {
         F: FnOnce(&mut AnyConnection) -> Result<R> + Send + 'static,
     {
         match self.0.engine.get() {
-            Some(threads) => threads.write(None, f).await,
+            Some(threads) => threads.write(None, group::once(f)).await,
             None => self.write(None, f).await,
         }
     }
@@ -473,6 +522,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
 pub(crate) fn guarded<R>(f: impl FnOnce() -> Result<R>) -> Result<R> {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
         Ok(result) => result,
+        Err(panic) if glance::is_ours(panic.as_ref()) => std::panic::resume_unwind(panic),
         Err(panic) => {
             let text = panic
                 .downcast_ref::<&str>()

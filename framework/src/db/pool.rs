@@ -11,10 +11,10 @@ use diesel::connection::SimpleConnection;
 use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool, PooledConnection};
 use tokio::sync::oneshot;
 
-use super::group::{self, Job, Write};
+use super::group::{self, Job, Work, Write};
 use super::{
     AnyConnection, DOOMED, Dialect, Done, GENERATION, Lock, Options, READ_GENERATION, SQLITE_PRAGMAS, Sql,
-    guarded, load_one, measure,
+    glance, guarded, load_one, measure,
 };
 use crate::worker::{Counters, Report};
 use crate::{Error, Result};
@@ -203,13 +203,13 @@ impl Threads {
 
     /// Writes without a lock have a transaction each. Those under the same
     /// class lock would only wait for each other: they share one transaction.
-    pub(super) async fn write<R, F>(&self, lock: Option<Lock>, f: F) -> Result<Done<R>>
+    pub(super) async fn write<R, F>(&self, lock: Option<Lock>, work: Work<F>) -> Result<Done<R>>
     where
         R: Send + 'static,
-        F: FnOnce(&mut AnyConnection) -> Result<R> + Send + 'static,
+        F: FnMut(&mut AnyConnection) -> Result<R> + Send + 'static,
     {
         let full = || self.full();
-        let (job, answer) = Write::new(f, u32::from(lock.is_some()));
+        let (job, answer) = Write::new(work, u32::from(lock.is_some()));
         match lock {
             None => {
                 let run = move |pool: &Pool<Manager>| together(pool, None, vec![job]);
@@ -301,6 +301,13 @@ fn serve_queue(pool: &Pool<Manager>, queues: &Arc<Queues>, lock: &Lock, threads:
 
 /// Runs jobs in one transaction and answers them.
 fn together(pool: &Pool<Manager>, lock: Option<&Lock>, mut jobs: Vec<Box<dyn Job>>) {
+    if let [only] = &mut jobs[..]
+        && lock.is_none()
+        && alone(pool, only.as_mut())
+    {
+        jobs.into_iter().for_each(|job| job.finish(None));
+        return;
+    }
     let failure = match begin(pool, lock) {
         Ok(mut conn) => {
             let result = group::run(&mut conn, &mut jobs);
@@ -317,6 +324,21 @@ fn together(pool: &Pool<Manager>, lock: Option<&Lock>, mut jobs: Vec<Box<dyn Job
     for job in jobs {
         job.finish(failure.as_deref());
     }
+}
+
+/// Runs a job that may do without a transaction; `false`: it needs one.
+fn alone(pool: &Pool<Manager>, job: &mut dyn Job) -> bool {
+    let Some(of) = job.of_row() else { return false };
+    let Ok(mut conn) = checkout(pool) else { return false };
+    if conn.dialect() != Dialect::Postgres {
+        return false;
+    }
+    GENERATION.set(None);
+    let done = glance::run(&mut conn, of, job);
+    if job.lost_connection() {
+        discard(conn, pool);
+    }
+    done
 }
 
 /// Begins a transaction and takes its lock; that of a fenced one PostgreSQL

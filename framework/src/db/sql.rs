@@ -2,6 +2,7 @@
 //! comes from `'static` metadata only; whatever a client sent is bound.
 
 use std::borrow::Cow;
+use std::marker::PhantomData;
 
 use diesel::connection::{Connection, LoadConnection};
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
@@ -84,6 +85,12 @@ impl<'a> Sql<'a> {
         self
     }
 
+    /// With values of its own.
+    pub(crate) fn into_owned(self) -> Sql<'static> {
+        let binds = self.binds.into_iter().map(|(at, value)| (at, value.into_owned())).collect();
+        Sql { text: self.text, binds, unbounded: self.unbounded }
+    }
+
     /// The text with `?` where values stand.
     pub(crate) fn shape(&self) -> String {
         let (mut shape, mut from) = (String::new(), 0);
@@ -128,6 +135,21 @@ impl Query for Sql<'_> {
     type SqlType = Untyped;
 }
 
+/// A statement whose text is the same each time for `M`: it is found among the
+/// prepared ones by that, without its text.
+struct Fixed<'s, 'a, M>(&'s Sql<'a>, PhantomData<M>);
+
+impl<M> QueryFragment<MultiBackend> for Fixed<'_, '_, M> {
+    fn walk_ast<'b>(&'b self, out: AstPass<'_, 'b, MultiBackend>) -> QueryResult<()> {
+        self.0.walk_ast(out)
+    }
+}
+
+impl<M: 'static> QueryId for Fixed<'_, '_, M> {
+    type QueryId = Fixed<'static, 'static, M>;
+    const HAS_STATIC_QUERY_ID: bool = true;
+}
+
 /// What can be read from one row.
 pub trait FromRow: Sized {
     /// Reads it from the row's columns, left to right.
@@ -162,6 +184,10 @@ tuple_from_row!(A, B, C, D, E, F, G, H);
 pub fn load<T: FromRow>(conn: &mut AnyConnection, sql: Sql<'_>) -> Result<Vec<T>> {
     let mut rows = Vec::new();
     each(conn, sql, |row| {
+        if rows.len() == 1 {
+            // No single row, so most likely a page: moved once instead of at each doubling.
+            rows.reserve(31);
+        }
         rows.push(T::from_row(row)?);
         Ok(())
     })?;
@@ -215,6 +241,14 @@ fn doomed(error: &diesel::result::Error) {
 /// What the database says.
 pub fn load_one<T: FromRow>(conn: &mut AnyConnection, sql: Sql<'_>) -> Result<Option<T>> {
     Ok(load(conn, sql)?.into_iter().next())
+}
+
+/// As [`execute`], of a statement whose text never differs for `M`, whatever
+/// its values are.
+pub(crate) fn execute_fixed<M: 'static>(conn: &mut AnyConnection, sql: &Sql<'_>) -> Result<usize> {
+    expect_living()?;
+    show(sql);
+    Ok(conn.execute_returning_count(&Fixed::<M>(sql, PhantomData)).inspect_err(doomed)?)
 }
 
 /// Runs a statement that answers how many rows it changed.

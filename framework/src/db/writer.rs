@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::group::{self, Job, Write, control};
+use super::group::{self, Job, Work, Write, control};
 use super::{AnyConnection, Done, GENERATION, Options, READ_GENERATION, Sql, load_one};
 use crate::worker::{Counters, Report};
 use crate::{Error, Result};
@@ -40,12 +40,12 @@ impl Writer {
         Report { queued: self.jobs.len() as u64, ..report }
     }
 
-    pub(super) async fn write<R, F>(&self, f: F) -> Result<Done<R>>
+    pub(super) async fn write<R, F>(&self, work: Work<F>) -> Result<Done<R>>
     where
         R: Send + 'static,
-        F: FnOnce(&mut AnyConnection) -> Result<R> + Send + 'static,
+        F: FnMut(&mut AnyConnection) -> Result<R> + Send + 'static,
     {
-        let (job, answer) = Write::new(f, 0);
+        let (job, answer) = Write::new(work, 0);
         self.waiting.fetch_add(1, Ordering::Relaxed);
         if self.jobs.try_send(job).is_err() {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -67,7 +67,7 @@ fn work(
         counters.begin();
         let mut jobs = vec![first];
         jobs.extend(inbox.try_iter().take(most.saturating_sub(1)));
-        let result = begin(&mut conn).and_then(|()| group::run(&mut conn, &mut jobs));
+        let result = run(&mut conn, &mut jobs);
         if let Err(text) = &result {
             tracing::error!(error = %text, jobs = jobs.len(), "a group of writes was not committed");
             // Fails when SQLite has already rolled back by itself; then there is nothing to undo.
@@ -80,6 +80,41 @@ fn work(
             job.finish(failure.as_deref());
         }
     }
+}
+
+/// Runs jobs in one transaction: without a savepoint for each, which would copy
+/// every page that they change, if they can all be run again should one fail.
+fn run(conn: &mut AnyConnection, jobs: &mut [Box<dyn Job>]) -> std::result::Result<(), String> {
+    begin(conn)?;
+    if jobs.len() > 1 && jobs.iter().all(|job| job.is_repeatable()) {
+        if is_clean(conn, jobs)? {
+            return control(conn, "COMMIT");
+        }
+        control(conn, "ROLLBACK")?;
+        begin(conn)?;
+    }
+    group::run(conn, jobs)
+}
+
+/// Runs jobs one after the other; tells whether none failed after it had
+/// changed something.
+fn is_clean(conn: &mut AnyConnection, jobs: &mut [Box<dyn Job>]) -> std::result::Result<bool, String> {
+    let mut before = changes(conn)?;
+    for job in jobs {
+        let kept = job.run(conn);
+        let after = changes(conn)?;
+        if !kept && after != before {
+            return Ok(false);
+        }
+        before = after;
+    }
+    Ok(true)
+}
+
+/// How many rows this connection has ever changed.
+fn changes(conn: &mut AnyConnection) -> std::result::Result<Option<i64>, String> {
+    let row = load_one::<(i64,)>(conn, Sql::new("SELECT total_changes()"));
+    row.map(|row| row.map(|(n,)| n)).map_err(|e| e.to_string())
 }
 
 fn begin(conn: &mut AnyConnection) -> std::result::Result<(), String> {

@@ -4,6 +4,7 @@
 use super::any_row::Typed;
 use super::{Handler, IfMatch, Part, Reply, Shown, merge};
 use crate::ctx::{Tx, values};
+use crate::db::glance;
 use crate::http::route::hides;
 use crate::model::{
     Action, ActionInput, ActionKind, ActionOutput, Entries, Extra, Input as _, JsonObject, Manager, Meta,
@@ -23,11 +24,12 @@ pub(super) fn find<T: Manager>(tx: &mut Tx<'_>, id: &str, lock: bool) -> Result<
     if meta.trash() {
         select = select.order("pending_deleted", false);
     }
-    if lock {
-        select = select.for_update();
-    }
     narrow(tx, &mut select)?;
-    let mut rows = select.rows(tx)?;
+    let mut rows = if lock {
+        glance::read(|lock| if lock { select.for_update().rows(tx) } else { select.rows(tx) })?
+    } else {
+        select.rows(tx)?
+    };
     if rows.len() > 1 {
         // An id beats a name, and what lives beats what lies in the trash.
         let living = trash::expect_living(&rows[0]).is_ok() && trash::expect_living(&rows[1]).is_err();

@@ -99,7 +99,7 @@ fn mark(conn: &mut AnyConnection) -> Result<Position> {
     sql.bind(&id).push(")");
     db::execute(conn, &sql)?;
     let mut sql = Sql::new("SELECT ").text(store::position(conn.dialect()));
-    sql.push(" FROM \"ops_log\" WHERE \"id\" = ").bind(&id);
+    sql.push(" FROM \"ops_log\" WHERE \"obj_type\" = 'task' AND \"id\" = ").bind(&id);
     let (xid, seq) = db::load_one::<(i64, i64)>(conn, sql)?.unwrap_or_default();
     Ok(Position { xid, seq })
 }
@@ -136,7 +136,13 @@ fn tidy(conn: &mut AnyConnection, now: i64) -> Result<usize> {
     let mut sql = Sql::new("SELECT ").text(store::position(dialect));
     sql.push(" FROM \"ops_log\" WHERE \"obj_type\" = 'task' AND \"at\" < ").bind(now - HOLD);
     // The newest record stays: an idle log tells by it where it stands.
-    sql.push(" AND \"seq\" < (SELECT max(\"seq\") FROM \"ops_log\") ORDER BY \"at\" LIMIT ").bind(CHUNK);
+    sql.push(match dialect {
+        Dialect::Sqlite | Dialect::Mysql => " AND \"seq\" < (SELECT max(\"seq\") FROM \"ops_log\")",
+        Dialect::Postgres => {
+            " AND (\"xid\", \"seq\") < (SELECT \"xid\", \"seq\" FROM \"ops_log\" ORDER BY \"xid\" DESC, \"seq\" DESC LIMIT 1)"
+        }
+    });
+    sql.push(" ORDER BY \"at\" LIMIT ").bind(CHUNK);
     let old: Vec<(i64, i64)> = db::load(conn, sql)?;
     let Some(last) = old.iter().map(|&(xid, seq)| Position { xid, seq }).max() else { return Ok(0) };
     let mut sql = Sql::new("UPDATE \"task_watch\" SET \"xid\" = ").value(last.xid);
@@ -148,9 +154,14 @@ fn tidy(conn: &mut AnyConnection, now: i64) -> Result<usize> {
         Dialect::Sqlite | Dialect::Mysql => sql.push("\"seq\" < ").bind(last.seq),
     };
     db::execute(conn, &sql)?;
-    let mut sql = Sql::new("DELETE FROM \"ops_log\" WHERE \"obj_type\" = 'task' AND \"seq\" IN (");
-    for (i, (_, seq)) in old.iter().enumerate() {
-        sql.push(if i == 0 { "" } else { ", " }).bind(*seq);
+    let mut sql = Sql::new("DELETE FROM \"ops_log\" WHERE \"obj_type\" = 'task' AND ");
+    sql.push(if dialect == Dialect::Postgres { "(\"xid\", \"seq\") IN (" } else { "\"seq\" IN (" });
+    for (i, (xid, seq)) in old.iter().enumerate() {
+        sql.push(if i == 0 { "" } else { ", " });
+        match dialect {
+            Dialect::Postgres => sql.push("(").bind(*xid).push(", ").bind(*seq).push(")"),
+            Dialect::Sqlite | Dialect::Mysql => sql.bind(*seq),
+        };
     }
     sql.push(")");
     db::execute(conn, &sql)

@@ -183,6 +183,7 @@ pub(super) async fn run(
             manner.only(params)?;
             let it = admit(ctx, of, "update", Some(id), body, manner.known.clone()).await?;
             let (explain, patch) = (Admitted::explain(it.is_pinned()), manner.patch);
+            manner.of = Some(meta.keyword());
             let Admitted { ctx, id, body, known, .. } = it;
             let work =
                 move |tx: &mut Tx<'_>| Ok(write::row(meta, handler.update(tx, &id, &body, &known, patch)?));

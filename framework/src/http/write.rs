@@ -22,6 +22,8 @@ pub(super) struct Manner {
     pub(super) patch: bool,
     /// Whether everything is undone in the end.
     pub(super) dry_run: bool,
+    /// The type of which it is to change one row.
+    pub(super) of: Option<&'static str>,
     /// The client's key.
     pub(super) key: Option<idempotency::Key>,
 }
@@ -37,7 +39,7 @@ impl Manner {
             }
             None => None,
         };
-        Ok(Self { known, patch: req.method() == Method::PATCH, dry_run: false, key })
+        Ok(Self { known, patch: req.method() == Method::PATCH, dry_run: false, of: None, key })
     }
 
     /// Takes `dry_run` out of the parameters; gives the others.
@@ -76,9 +78,9 @@ pub(super) async fn write(
     ctx: &Ctx,
     lock: Option<Lock>,
     manner: Manner,
-    work: impl FnOnce(&mut Tx<'_>) -> Result<Made> + Send + 'static,
+    work: impl FnMut(&mut Tx<'_>) -> Result<Made> + Send + 'static,
 ) -> Result<Answer> {
-    let Manner { dry_run, key, .. } = manner;
+    let Manner { dry_run, of, key, .. } = manner;
     if dry_run {
         let done = ctx.write(lock, move |tx| tx.rehearse(work)).await?;
         let Done { value: made, statements, time } = done;
@@ -87,7 +89,7 @@ pub(super) async fn write(
         return Ok(Answer { status, reply, statements, db: time, dry_run, ..Answer::default() });
     }
     let Some(key) = key else {
-        let done = ctx.write(lock, work).await?;
+        let done = ctx.write_repeatable(lock, of, work).await?;
         return Ok(answer(done.value, false, done.statements, done.time));
     };
     let done = ctx.write(lock, move |tx| key.once(tx, work)).await?;

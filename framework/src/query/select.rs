@@ -259,6 +259,28 @@ impl<T: Record> Select<T> {
         self.query.conds.push(Cond::Any(any.collect()));
     }
 
+    /// The ids that it asks for, if it asks for some.
+    pub(crate) fn asked_ids(&self) -> Option<Vec<&str>> {
+        self.query.conds.iter().find_map(|cond| match cond {
+            Cond::Compare("id", "=", Value::Text(Some(id))) => Some(vec![id.as_ref()]),
+            Cond::In("id", values) => values
+                .iter()
+                .map(|value| if let Value::Text(Some(id)) = value { Some(id.as_ref()) } else { None })
+                .collect(),
+            _ => None,
+        })
+    }
+
+    /// Adds that a field lies between two values, both included.
+    pub(crate) fn narrow_between(
+        &mut self,
+        field: &'static str,
+        low: impl Into<Value<'static>>,
+        high: impl Into<Value<'static>>,
+    ) {
+        self.query.conds.push(Cond::Between(field, low.into(), high.into()));
+    }
+
     /// Only rows whose id is larger: to walk a table in pieces.
     #[must_use]
     pub(crate) fn after_id(mut self, id: &str) -> Self {

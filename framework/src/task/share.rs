@@ -6,14 +6,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::store::Share;
+use super::store::{Floor, Share};
 use super::{TaskEntry, entry};
 
 /// How far before the last claimed task of a queue the next claim begins:
 /// what was made ready at that time by another process may be seen later.
 const MARGIN: i64 = 200_000;
-/// How often a queue is looked through from its beginning all the same.
+/// How often a queue is looked through from its beginning all the same, unless
+/// that takes long: an old snapshot keeps all that ended since in the index.
 const WHOLE: Duration = Duration::from_secs(1);
+/// Of a process's time, so much goes into it at most: one part in so many.
+const PART: u32 = 20;
+/// A look that takes less is had as often as one likes.
+const CHEAP: Duration = Duration::from_millis(2);
 
 /// A queue's key, taken apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +48,8 @@ struct State {
     paused: Vec<String>,
     /// Where the next claim of a queue begins, and since when.
     floors: HashMap<String, (i64, Instant)>,
+    /// How long it took to look at all queues from their beginning.
+    whole: Duration,
     turn: usize,
 }
 
@@ -120,8 +127,9 @@ impl Shares {
                     continue;
                 }
                 (*room, part, left) = (*room - n, part - n, left - n);
+                let every = state.every();
                 let floor =
-                    state.floors.get(&queue).filter(|(_, at)| at.elapsed() < WHOLE).map_or(0, |it| it.0);
+                    state.floors.get(&queue).filter(|(_, at)| at.elapsed() < every).map_or(0, |it| it.0);
                 shares.push(Share { queue, n: i64::try_from(n).unwrap_or(1), floor });
             }
         }
@@ -132,19 +140,34 @@ impl Shares {
     /// looked through from its beginning next time.
     pub(super) fn note(&self, shares: &[Share], claimed: &[(&str, i64)]) {
         let mut state = self.state();
-        // An old one says nothing any more, and projects come and go.
-        state.floors.retain(|_, (_, at)| at.elapsed() < WHOLE);
+        let cheap = state.whole < CHEAP;
         for share in shares {
             let of = claimed.iter().filter(|(queue, _)| *queue == share.queue);
             let (n, last) = of.fold((0_i64, 0_i64), |(n, last), (_, at)| (n + 1, last.max(*at)));
-            if n < share.n {
+            if n < share.n && cheap {
                 state.floors.remove(&share.queue);
             } else if let Some(floor) = state.floors.get_mut(&share.queue) {
                 floor.0 = floor.0.max(last - MARGIN);
-            } else {
+            } else if n > 0 {
                 state.floors.insert(share.queue.clone(), (last - MARGIN, Instant::now()));
             }
         }
+    }
+
+    /// The queues whose floor is known, in order.
+    pub(super) fn floors(&self) -> Vec<Floor> {
+        let mut state = self.state();
+        let every = state.every();
+        // An old one says nothing any more, and projects come and go.
+        state.floors.retain(|_, (_, at)| at.elapsed() < every);
+        let mut floors: Vec<_> = state.floors.iter().map(|(queue, (at, _))| (queue.clone(), *at)).collect();
+        floors.sort_unstable();
+        floors
+    }
+
+    /// Notes how long it took to look at all queues from their beginning.
+    pub(super) fn looked(&self, took: Duration) {
+        self.state().whole = took;
     }
 
     pub(super) fn begin(&self, name: &'static str) {
@@ -163,6 +186,11 @@ impl Shares {
 }
 
 impl State {
+    /// How often to look at queues from their beginning.
+    fn every(&self) -> Duration {
+        WHOLE.max(self.whole * PART)
+    }
+
     /// How many more of a kind may start now.
     fn room(&mut self, name: &'static str) -> usize {
         if self.paused.iter().any(|it| it == name) {

@@ -456,8 +456,8 @@ pub async fn claim(core: &Arc<Core>, n: i64) -> Result<Claim> {
 }
 
 fn try_claim(conn: &mut db::AnyConnection, now: i64, n: i64) -> Result<usize> {
-    store::look(conn, now, 64)?;
-    let heads = store::heads(conn, "", 64)?;
+    store::look(conn, now, 64, &[])?;
+    let heads = store::heads(conn, "", 64, &[])?;
     let shares: Vec<_> = heads.into_iter().map(|queue| store::Share { queue, n, floor: 0 }).collect();
     store::promote_timers(conn, now, n)?;
     Ok(store::claim(conn, "nobody", now, &shares)?.len())

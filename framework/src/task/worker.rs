@@ -309,11 +309,13 @@ impl Worker {
         let look = move |conn: &mut crate::db::AnyConnection| {
             let now = clock.peek(conn)?;
             shares.pause(kind::paused(conn)?);
-            let mut look = store::look(conn, now, HEADS)?;
+            let floors = shares.floors();
+            let mut look = store::look(conn, now, HEADS, &floors)?;
             // What nobody here may run must not hide what comes after it.
             let wants = |it: &String| shares.wants(&names, it);
             while look.heads.len() >= FULL && !look.heads.iter().any(wants) {
-                look.heads = store::heads(conn, look.heads.last().map_or("", |it| it), HEADS)?;
+                let last = look.heads.last().map_or("", |it| it);
+                look.heads = store::heads(conn, last, HEADS, &floors)?;
             }
             Ok(look)
         };
@@ -387,7 +389,7 @@ impl Worker {
             if timers {
                 store::promote_timers(conn, now, TIMERS)?;
             }
-            let (mut heads, cursor) = heads(conn, &cursor, &|it| shares.wants(&names, it))?;
+            let (mut heads, cursor) = heads(conn, &cursor, &shares, &names)?;
             let mut claimed: Vec<Next> = Vec::new();
             while claimed.len() < wanted {
                 let parts = shares.divide(&names, &mut heads, wanted - claimed.len());
@@ -399,7 +401,7 @@ impl Worker {
                 shares.note(&parts, &times);
                 claimed.extend(got.into_iter().map(|it| (it, None)));
             }
-            if !fresh && !claimed.is_empty() {
+            if !claimed.is_empty() && !(fresh && store::keep(conn, &id)?) {
                 store::lease(conn, &id, &process, now)?;
             }
             let mut tx = Tx::new(conn, &ctx);
@@ -840,18 +842,23 @@ impl Worker {
 fn heads(
     conn: &mut crate::db::AnyConnection,
     cursor: &str,
-    wants: &dyn Fn(&str) -> bool,
+    shares: &Shares,
+    names: &[&'static str],
 ) -> Result<(Vec<String>, String)> {
-    let mut heads = store::heads(conn, "", HEADS)?;
-    while heads.len() >= FULL && !heads.iter().any(|it| wants(it)) {
-        heads = store::heads(conn, heads.last().map_or("", |it| it), HEADS)?;
+    let (floors, begun) = (shares.floors(), Instant::now());
+    let mut heads = store::heads(conn, "", HEADS, &floors)?;
+    if floors.is_empty() {
+        shares.looked(begun.elapsed());
+    }
+    while heads.len() >= FULL && !heads.iter().any(|it| shares.wants(names, it)) {
+        heads = store::heads(conn, heads.last().map_or("", |it| it), HEADS, &floors)?;
     }
     let level = |key: &str| key.split('/').next().unwrap_or_default().to_owned();
     let (Some(first), Some(last)) = (heads.first(), heads.last()) else { return Ok((heads, String::new())) };
     if heads.len() < FULL || level(first) != level(last) {
         return Ok((heads, String::new()));
     }
-    let mut rest = store::heads(conn, cursor, HEADS)?;
+    let mut rest = store::heads(conn, cursor, HEADS, &floors)?;
     rest.retain(|it| level(it) == level(first));
     match rest.last().cloned() {
         Some(last) => Ok((rest, last)),

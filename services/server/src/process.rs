@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 
 use podyard::db::{self, DatabaseUrl, Db};
 use podyard::registry::Registry;
+use podyard::telemetry::{LogGuard, log_writer};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, MigrateArgs};
@@ -22,21 +23,22 @@ pub(crate) fn block_on<F: Future<Output = Result<(), String>>>(future: F) -> Res
     result
 }
 
-/// Starts the log.
-pub(crate) fn log(filter: &str, format: LogFormat) -> Result<(), String> {
+/// Starts the log, which is written until the guard is dropped.
+pub(crate) fn log(filter: &str, format: LogFormat) -> Result<LogGuard, String> {
     let filter = EnvFilter::try_new(filter).map_err(|e| format!("--log {filter}: {e}"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let (writer, guard) = log_writer();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     let text = match format {
         LogFormat::Text => true,
         LogFormat::Json => false,
         LogFormat::Auto => std::io::stderr().is_terminal(),
     };
     if text {
-        builder.with_target(false).init();
+        builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
     } else {
         builder.json().flatten_event(true).with_target(false).with_current_span(false).init();
     }
-    Ok(())
+    Ok(guard)
 }
 
 /// Waits for SIGTERM or SIGINT.

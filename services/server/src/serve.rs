@@ -265,7 +265,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
     let start = Instant::now();
     let cors = Cors::new(args.cors_origin.iter().map(String::as_str));
     let cors = cors.map_err(|e| format!("--cors-origin {e}"))?;
-    log(&args.log, args.log_format)?;
+    let _log = log(&args.log, args.log_format)?;
     // Before anything is made: a port that is taken must not leave a first
     // login behind that nobody will look for.
     let listener = listen(args.listen).map_err(|e| format!("--listen {}: {e}", args.listen))?;
@@ -352,7 +352,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
 }
 
 pub(crate) async fn work(args: ServeArgs) -> Result<(), String> {
-    log(&args.log, args.log_format)?;
+    let _log = log(&args.log, args.log_format)?;
     let process = assemble(&args).await?;
     readings(&process.core, None);
     let workers = start_workers(&process.core, &args)?;

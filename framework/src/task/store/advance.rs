@@ -198,7 +198,10 @@ fn settle(conn: &mut AnyConnection, task: &Claimed, to: &Move, ended: &Ended, no
     Ok(!alone)
 }
 
-/// All rows in one statement.
+/// All rows in one statement. It finds them by one walk of the array through
+/// the key; that the rows are matched by an expression keeps PostgreSQL from
+/// going through all of the array once more for each of them, and that it cannot
+/// guess how few they are (`CASE`) keeps it from comparing each with each.
 fn at_once(conn: &mut AnyConnection, worker: &str, rows: &[Row<'_>], now: i64) -> Result<Vec<Option<Ended>>> {
     let json = serde_json::to_string(rows).map_err(crate::Error::internal)?;
     let mut sql = Sql::new("WITH m AS MATERIALIZED (SELECT * FROM json_to_recordset(").value(json);
@@ -220,8 +223,9 @@ fn at_once(conn: &mut AnyConnection, worker: &str, rows: &[Row<'_>], now: i64) -
          \"active_key\" = CASE WHEN m.ended THEN NULL ELSE t.\"active_key\" END, \
          \"unique_key\" = CASE WHEN m.ended THEN NULL ELSE t.\"unique_key\" END, \
          \"ended_at\" = CASE WHEN m.ended THEN w.now END FROM m, w \
-         WHERE t.\"id\" = ANY(ARRAY(SELECT m.id FROM m)) AND t.\"id\" = m.id AND t.\"epoch\" = m.epoch AND t.\"worker_id\" = w.id AND t.\"status\" = 'running' \
-         AND (m.regardless OR t.\"cancel_requested\" = FALSE) \
+         WHERE t.\"id\" = ANY(ARRAY(SELECT m.id FROM m)) AND t.\"id\" || '' = m.id AND t.\"epoch\" = m.epoch \
+         AND CASE WHEN t.\"worker_id\" = w.id AND t.\"status\" = 'running' \
+         THEN m.regardless OR t.\"cancel_requested\" = FALSE ELSE FALSE END \
          RETURNING t.\"id\", t.\"queue\", t.\"followers\", t.\"open_children\", m.epoch AS of_epoch, m.of_stage, \
          m.of_attempt, m.of_started, m.outcome, m.note, m.ready, m.due, m.run_at AS next_at, w.id AS by, w.now), \
          log AS (INSERT INTO \"task_history\" (\"task_id\", \"epoch\", \"stage\", \"attempt\", \"worker_id\", \

@@ -19,13 +19,56 @@ pub(crate) struct Share {
     pub(crate) floor: i64,
 }
 
-/// The queues that have something due, after one, in order: a seek each.
-pub(crate) fn heads(conn: &mut AnyConnection, after: &str, limit: i64) -> Result<Vec<String>> {
-    const NEXT: &str = "SELECT min(\"queue\") FROM \"task_ready\" WHERE \"due\" = TRUE AND \"queue\" > ";
-    let mut sql = Sql::new("WITH RECURSIVE h (q) AS (").text(NEXT).value(after);
-    sql.push(" UNION ALL SELECT (").push(NEXT).push("h.q) FROM h WHERE h.q IS NOT NULL) ");
-    sql.push("SELECT q FROM h WHERE q IS NOT NULL LIMIT ").bind(limit);
-    Ok(db::load::<(String,)>(conn, sql)?.into_iter().map(|(it,)| it).collect())
+/// A queue, and the time before which all of it is claimed.
+pub(crate) type Floor = (String, i64);
+
+/// Most floors that a look for queues is given: its statement grows with them.
+const FLOORS: usize = 8;
+
+/// The queues that have something due, after one, in order: a seek each. Of
+/// those whose floor is known only what is above it counts: below it an old
+/// snapshot may keep any number of entries that are gone.
+pub(crate) fn heads(
+    conn: &mut AnyConnection,
+    after: &str,
+    limit: i64,
+    floors: &[Floor],
+) -> Result<Vec<String>> {
+    const DUE: &str = " FROM \"task_ready\" WHERE \"due\" = TRUE AND \"queue\" ";
+    let floors: Vec<_> = match conn.dialect() {
+        // Its entries go with the rows.
+        Dialect::Mysql => Vec::new(),
+        _ => floors.iter().filter(|(queue, _)| queue.as_str() > after).take(FLOORS).collect(),
+    };
+    let mut sql = Sql::new("WITH RECURSIVE ");
+    for i in 0..=floors.len() {
+        let from = if i == 0 { after } else { floors[i - 1].0.as_str() };
+        let next = |sql: &mut Sql<'_>| {
+            if let Some((to, _)) = floors.get(i) {
+                sql.push(" AND \"queue\" < ").bind(to.clone());
+            }
+        };
+        sql.push(format!("{}h{i} (q) AS (SELECT min(\"queue\"){DUE}> ", if i == 0 { "" } else { ", " }));
+        sql.bind(from);
+        next(&mut sql);
+        sql.push(format!(" UNION ALL SELECT (SELECT min(\"queue\"){DUE}> h{i}.q"));
+        next(&mut sql);
+        sql.push(format!(") FROM h{i} WHERE h{i}.q IS NOT NULL)"));
+    }
+    for i in 0..=floors.len() {
+        sql.push(if i == 0 { " " } else { " UNION ALL " });
+        sql.push(format!("SELECT q FROM (SELECT q FROM h{i} WHERE q IS NOT NULL LIMIT ")).bind(limit);
+        sql.push(format!(") AS g{i}"));
+        if let Some((queue, floor)) = floors.get(i) {
+            sql.push(" UNION ALL SELECT ").bind(queue.as_str()).push(" WHERE EXISTS (SELECT 1").push(DUE);
+            sql.push("= ").bind(queue.as_str()).push(" AND \"run_at\" >= ").bind(*floor).push(")");
+        }
+    }
+    let mut heads: Vec<_> = db::load::<(String,)>(conn, sql)?.into_iter().map(|(it,)| it).collect();
+    // As the index has them.
+    heads.sort_unstable();
+    heads.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    Ok(heads)
 }
 
 /// Makes due what has become so; tells how many.
@@ -170,12 +213,12 @@ pub(crate) struct Look {
 }
 
 /// Looks, without writing, what is due.
-pub(crate) fn look(conn: &mut AnyConnection, now: i64, limit: i64) -> Result<Look> {
+pub(crate) fn look(conn: &mut AnyConnection, now: i64, limit: i64, floors: &[Floor]) -> Result<Look> {
     let sql = Sql::new("SELECT min(\"run_at\") FROM \"task_ready\" WHERE \"due\" = FALSE");
     let timer = db::load_one::<(Option<i64>,)>(conn, sql)?.and_then(|(at,)| at);
     Ok(Look {
         timer_in: timer.map(|at| (at - now).max(0)),
-        heads: heads(conn, "", limit)?,
+        heads: heads(conn, "", limit, floors)?,
         workers: super::seen(conn)?,
     })
 }

@@ -51,6 +51,15 @@ pub(crate) fn renew(conn: &mut AnyConnection, worker: &str, now: i64) -> Result<
     Ok(db::execute(conn, &sql)? == 1)
 }
 
+/// Keeps a worker's row to the transaction's end; `false`: it is gone. Who
+/// takes the worker for dead waits for that, and so sees what it claimed
+/// although it may have been killed before it knew.
+pub(crate) fn keep(conn: &mut AnyConnection, worker: &str) -> Result<bool> {
+    let mut sql = Sql::new("SELECT \"beat\" FROM \"workers\" WHERE \"id\" = ").value(worker);
+    sql.push(conn.dialect().for_key_share());
+    Ok(db::load_one::<(i64,)>(conn, sql)?.is_some())
+}
+
 /// All worker processes that have a row.
 pub(crate) fn seen(conn: &mut AnyConnection) -> Result<Vec<Seen>> {
     let sql = Sql::new("SELECT \"id\", \"host\", \"pid\", \"pid_started\", \"beat\" FROM \"workers\"");

@@ -19,10 +19,10 @@ use crate::Result;
 use crate::db::{self, AnyConnection, Dialect, FromRow, RowReader, Sql, Value};
 
 pub(super) use advance::{Advanced, Move, Why, advance, held};
-pub(super) use claim::{Look, Share, claim, heads, look, promote_timers};
+pub(super) use claim::{Floor, Look, Share, claim, heads, look, promote_timers};
 pub(super) use keep::{Note, forget, history, holding, note, running, take_one};
 pub(super) use lanes::{Entered, enter, give_up, lane_under};
-pub(super) use lease::{Process, Seen, lease, renew, seen, take_back};
+pub(super) use lease::{Process, Seen, keep, lease, renew, seen, take_back};
 pub(super) use mend::{Cursor, depths, give_head, look_for_stuck, wake};
 pub(super) use outside::{
     ask_to_cancel, callback_data, cancel, cancel_children, cancel_requested, for_callback, keep_callback,

@@ -13,6 +13,7 @@ use podyard_driver::{Endpoint, Exit, Observed, Phase};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::claim::Kept;
+use crate::known::{Entry, Known, Look, Tomb, awaiting, detail, exit_of};
 use crate::seen::Seen;
 use crate::why::{Ended, Stage};
 
@@ -24,56 +25,6 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// How long a controller may take to make a pod anew.
 const AWAITED: Duration = Duration::from_secs(60);
-
-/// When a start that goes on is looked at again, after it was first seen.
-const LOOKS: [u64; 5] = [2, 5, 10, 20, 40];
-/// And from then on how often.
-const LATER: u64 = 60;
-
-/// A pod of a space and what was told of it.
-#[derive(Debug)]
-struct Entry {
-    seen: Seen,
-    /// What events say beyond the pod's status.
-    events: String,
-    /// How it ended, with the end of its log, once that was read.
-    exit: Option<Exit>,
-    /// When this process was first told of it by an answer of its own, before
-    /// the watch has it.
-    fresh: Option<Instant>,
-    /// Whether somebody in this process is ending it.
-    stopped: bool,
-}
-
-/// A run that is over and whose pod is gone.
-#[derive(Debug)]
-struct Tomb {
-    instance: Box<str>,
-    exit: Exit,
-    since: Instant,
-}
-
-/// A start that goes on.
-#[derive(Debug)]
-struct Look {
-    began: Instant,
-    done: usize,
-}
-
-#[derive(Debug, Default)]
-struct Known {
-    pods: HashMap<String, Entry>,
-    claims: HashMap<String, Kept>,
-    tombs: HashMap<String, Tomb>,
-    looks: HashMap<String, Look>,
-    /// Runs whose pod a controller is to make anew, and since when.
-    awaited: HashMap<String, (Box<str>, Instant)>,
-    /// Pods that are no more, of which the watch may still bring old news.
-    dead: HashMap<Box<str>, Instant>,
-    synced: (bool, bool),
-    /// What the watches last failed at; none while they work.
-    trouble: Option<String>,
-}
 
 /// A pod whose end is to be looked into: its space, and what is known of it.
 pub(crate) type Finished = (String, Seen);
@@ -416,41 +367,13 @@ impl Cache {
         let Known { looks, pods, .. } = &mut *known;
         let mut due = Vec::new();
         for (space, look) in looks.iter_mut() {
-            let after = match LOOKS.get(look.done) {
-                Some(seconds) => *seconds,
-                None => LATER * (look.done - LOOKS.len() + 1) as u64,
-            };
-            if look.began.elapsed() >= Duration::from_secs(after) {
+            if look.is_due() {
                 look.done += 1;
                 due.extend(pods.get(space).map(|it| (space.clone(), it.seen.clone())));
             }
         }
         due
     }
-}
-
-fn detail(entry: &Entry) -> String {
-    if entry.seen.stage == Stage::Starting && !entry.events.is_empty() {
-        entry.events.clone()
-    } else if entry.seen.going && !entry.stopped && !entry.seen.is_over() {
-        "its pod is being deleted in the cluster".to_owned()
-    } else {
-        entry.seen.why.clone()
-    }
-}
-
-fn awaiting(space: &str, instance: &str) -> Observed {
-    Observed {
-        id: space.to_owned(),
-        instance: instance.to_owned(),
-        phase: Phase::Starting,
-        detail: "its pod was deleted in the cluster and is made anew".to_owned(),
-    }
-}
-
-fn exit_of(ended: &Ended, last_lines: Vec<String>) -> Exit {
-    let at = if ended.at == 0 { jiff::Timestamp::now().as_microsecond() } else { ended.at };
-    Exit { code: ended.code, signal: None, at, last_lines, reason: ended.reason.clone() }
 }
 
 #[cfg(test)]

@@ -32,10 +32,14 @@ struct Watched {
 
 impl Watched {
     fn new() -> Self {
+        Self::of(false)
+    }
+
+    fn of(remade: bool) -> Self {
         let (to, finished) = mpsc::unbounded_channel();
         let ways =
             Box::new(|seen: &Seen, addr| Endpoint { addr, secret: seen.secret.to_string(), through: None });
-        let cache = Cache::new(to, ways, false);
+        let cache = Cache::new(to, ways, remade);
         let told = cache.observe();
         Self { cache, told, finished }
     }
@@ -110,6 +114,29 @@ fn what_is_stopped_here_needs_no_words() {
     it.cache.stopping("s", "1");
     it.cache.gone("s", "1");
     assert_eq!(it.told(), ["s run-1 ready 10.0.0.1:8080", "s run-1 exited None"]);
+}
+
+#[test]
+fn a_controller_makes_a_pod_anew() {
+    let mut it = Watched::of(true);
+    it.cache.put("s", seen("1", 1, Stage::Ready), false);
+    it.cache.gone("s", "1");
+    assert!(matches!(it.cache.list()[..], [Observed { phase: Phase::Starting, .. }]));
+    let mut next = seen("2", 5, Stage::Starting);
+    (next.made_at, next.instance) = (2, "run-1".into());
+    it.cache.put("s", next, false);
+    assert_eq!(
+        it.told(),
+        [
+            "s run-1 ready 10.0.0.1:8080",
+            "s run-1 starting its pod was deleted in the cluster and is made anew",
+            "s run-1 starting",
+        ]
+    );
+    // What this process ends is not awaited.
+    it.cache.stopping("s", "2");
+    it.cache.gone("s", "2");
+    assert_eq!(it.told(), ["s run-1 exited None"]);
 }
 
 #[test]

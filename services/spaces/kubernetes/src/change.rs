@@ -234,7 +234,8 @@ async fn running(inner: &Inner, space: &str) -> Result<Option<Seen>> {
 }
 
 /// Deletes a pod and waits until it is gone. A pod that runs gets a second at
-/// least: with less the cluster forgets it while its program still runs. A
+/// least: with less the cluster forgets it while its program still runs. (One
+/// whose containers have all ended goes at once, whatever it gets.) A
 /// kubelet keeps to the grace that it was given first; a later, shorter one is
 /// passed on for those that do not.
 pub(crate) async fn end(
@@ -253,7 +254,7 @@ pub(crate) async fn end(
         crate::why::Stage::Starting => background::last_lines(inner, seen).await,
         _ => Vec::new(),
     };
-    let seconds = if seen.is_over() { 0 } else { grace.as_secs().max(1) };
+    let seconds = grace.as_secs().max(1);
     let params = DeleteParams {
         grace_period_seconds: Some(u32::try_from(seconds).unwrap_or(u32::MAX)),
         preconditions: Some(Preconditions { uid: Some(seen.uid.to_string()), resource_version: None }),
@@ -277,8 +278,7 @@ pub(crate) async fn end(
     }
     let deadline = Instant::now() + Duration::from_secs(seconds) + GOING;
     let mut changes = inner.cache.changes();
-    let mut next =
-        Instant::now() + Duration::from_millis(200).max(if seconds == 0 { Duration::ZERO } else { LOOK });
+    let mut next = Instant::now() + LOOK;
     while inner.cache.pod(space).is_some_and(|it| it.uid == seen.uid) {
         let now = Instant::now();
         if now >= deadline {

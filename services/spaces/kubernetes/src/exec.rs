@@ -134,8 +134,8 @@ struct Exec {
 impl Place {
     /// Begins a command, with a TTY or without.
     async fn exec(&self, command: &[&str], tty: bool) -> Result<Exec> {
-        let params =
-            AttachParams::default().container(self.container).stdin(true).stdout(true).stderr(false).tty(tty);
+        let params = AttachParams::default().container(self.container.as_str());
+        let params = params.stdin(true).stdout(true).stderr(false).tty(tty);
         let path = format!("/api/v1/namespaces/{}/pods", self.namespace);
         let request = kube::core::Request::new(path).exec(&self.pod, command.iter().copied(), &params);
         let request =

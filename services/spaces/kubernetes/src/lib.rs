@@ -1,8 +1,8 @@
 //! Spaces on Kubernetes: a pod and a claim for each.
 //!
 //! [`KubernetesDriver`] is the driver. What it makes of a space is said in one
-//! place (`pod`, `claim`), what it knows comes from two watches (`watch`,
-//! `cache`), and what a cluster's answers mean is told in words (`why`).
+//! place (`pod`, `claim`), what it knows comes from two watches
+//! (`watches`, `cache`), and what a cluster's answers mean is told in words (`why`).
 
 mod background;
 mod cache;
@@ -16,6 +16,7 @@ mod error;
 mod events;
 mod exec;
 mod guard;
+mod known;
 mod lease;
 mod log;
 mod names;

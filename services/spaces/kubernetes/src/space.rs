@@ -25,13 +25,13 @@ use serde_json::Value;
     derive = "PartialEq",
     doc = "A development space of Podyard.",
     category = "podyard",
-    printcolumn(name = "Name", type_ = "string", json_path = ".spec.title"),
-    printcolumn(name = "User", type_ = "string", json_path = ".spec.user"),
-    printcolumn(name = "Running", type_ = "boolean", json_path = ".spec.running"),
-    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
-    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
-    printcolumn(name = "Node", type_ = "string", json_path = ".status.node", priority = 1),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn = r#"{"name":"Name","type":"string","jsonPath":".spec.title"}"#,
+    printcolumn = r#"{"name":"User","type":"string","jsonPath":".spec.user"}"#,
+    printcolumn = r#"{"name":"Running","type":"boolean","jsonPath":".spec.running"}"#,
+    printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
+    printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.message","priority":1}"#,
+    printcolumn = r#"{"name":"Node","type":"string","jsonPath":".status.node","priority":1}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SpaceSpec {

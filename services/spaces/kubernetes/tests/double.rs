@@ -531,8 +531,11 @@ async fn requests_do_not_grow_with_the_spaces_at_rest() {
     let driver = house.driver().await;
     driver.list().await.unwrap();
     eventually("it leads", || async { driver.is_leader().then_some(()) }).await;
+    // Small, so that the node has room for all.
+    let small =
+        |id: &str| Launch { cpu: "1m".into(), memory: "1Mi".into(), ..launch(id, "example.org/ide:1") };
     for i in 0..spaces {
-        driver.start(&launch(&format!("s{i}"), "example.org/ide:1")).await.unwrap();
+        driver.start(&small(&format!("s{i}"))).await.unwrap();
     }
     for i in 0..spaces {
         ready(&driver, &format!("s{i}")).await;
@@ -545,14 +548,14 @@ async fn requests_do_not_grow_with_the_spaces_at_rest() {
     let others = counts.as_object().unwrap().iter().filter(|(what, _)| !what.contains("leases"));
     assert_eq!(others.count(), 0, "{counts}");
     house.double("DELETE", "stats", Value::Null).await;
-    driver.start(&launch("more", "example.org/ide:1")).await.unwrap();
+    driver.start(&small("more")).await.unwrap();
     ready(&driver, "more").await;
     println!("a first start: {}", house.counts().await);
     house.double("DELETE", "stats", Value::Null).await;
     driver.stop("more", Duration::from_secs(1)).await.unwrap();
     println!("a stop: {}", house.counts().await);
     house.double("DELETE", "stats", Value::Null).await;
-    driver.start(&launch("more", "example.org/ide:1")).await.unwrap();
+    driver.start(&small("more")).await.unwrap();
     ready(&driver, "more").await;
     println!("a later start: {}", house.counts().await);
 }

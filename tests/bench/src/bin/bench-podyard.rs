@@ -103,13 +103,18 @@ impl DoNothing {
     }
 }
 
+/// The real server's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 type Fault = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> std::result::Result<(), Fault> {
     let options = Options::parse();
+    let (log, _log) = podyard::telemetry::log_writer();
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&options.log)?)
-        .with_writer(std::io::stderr)
+        .with_writer(log)
         .json()
         .flatten_event(true)
         .with_target(false)
