@@ -350,8 +350,9 @@ impl Replay {
             let is = is.get(name).cloned().unwrap_or_default();
             // Of events only what was told first counts, and bookmarks come when they do.
             let told = wanted.iter().any(|it| it.1["kind"] == "Event") || name.starts_with("BOOKMARK");
-            let loose =
-                step["loose"].as_array().is_some_and(|it| it.iter().any(|it| it.to_string() == *name));
+            let loose = step["loose"]
+                .as_array()
+                .is_some_and(|it| it.iter().any(|it| it.as_str() == Some(name.trim_matches('"'))));
             let fine = if told || loose {
                 let mut left = is.iter();
                 wanted.iter().all(|it| left.any(|is| is.0 == it.0 && alike(&it.1, &is.1)))
