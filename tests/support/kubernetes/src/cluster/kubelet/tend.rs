@@ -253,6 +253,8 @@ impl Life {
                 Some(true) => Ok(()),
                 Some(false) => Err("the double was told so".to_owned()),
                 None if behaviour.unready => Err("HTTP probe failed with statuscode: 503".to_owned()),
+                // It eats its memory before it listens.
+                None if behaviour.plan == Plan::Oom => Err("connect: connection refused".to_owned()),
                 None if behaviour.plan == Plan::Real => {
                     super::super::probe::ask(&self.known, container, probe).await
                 }
