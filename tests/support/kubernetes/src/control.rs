@@ -36,7 +36,7 @@ pub(crate) async fn handle(server: &Arc<Server>, request: &Request, path: &str) 
         (&Method::DELETE, ["faults"]) => server.faults.clear(),
         (&Method::POST, ["watches", store]) => server.faults.disturb(store, body(request)?),
         (&Method::POST, ["cut", store]) => {
-            server.faults.cut_watches(if *store == "*" { "" } else { store });
+            server.faults.cut_watches(if *store == "*" { "" } else { store }, false);
         }
         (&Method::GET, ["stats"]) => return Ok(http::json(200, &server.faults.counts())),
         (&Method::DELETE, ["stats"]) => server.faults.reset_counts(),

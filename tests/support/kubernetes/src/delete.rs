@@ -9,7 +9,7 @@ use crate::resource::Resource;
 use crate::route::Target;
 use crate::status::{Cause, Failure};
 use crate::store::State;
-use crate::value::{in_future, leaving, list, map, name, namespace, now, stamp, text, uid, version};
+use crate::value::{in_future, leaving, list, map, name, namespace, now, stamp, text, uid, utc, version};
 use crate::write::find;
 
 /// What a deletion asks for.
@@ -181,9 +181,9 @@ fn delete_pod(state: &mut State, of: &Resource, mut pod: Value, options: &Option
         }
         // From when it was first asked for.
         let until = DateTime::parse_from_rfc3339(text(&pod["metadata"]["deletionTimestamp"]))
-            .map_or_else(|_| Utc::now(), |it| it.with_timezone(&Utc));
+            .map_or_else(|_| utc(), |it| it.with_timezone(&Utc));
         let until = until - chrono::Duration::seconds(before - grace);
-        let left = if grace == 0 { 0 } else { (until - Utc::now()).num_seconds().max(1) };
+        let left = if grace == 0 { 0 } else { (until - utc()).num_seconds().max(1) };
         pod["metadata"]["deletionTimestamp"] = json!(stamp(until));
         pod["metadata"]["deletionGracePeriodSeconds"] = json!(left);
     } else {

@@ -63,14 +63,24 @@ pub(crate) struct Disturbance {
     pub delay_ms: u64,
 }
 
+/// The newest end that was put to watches.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cut {
+    count: u64,
+    /// The kind; empty for all.
+    pub of: String,
+    /// Whether the streams end as they should.
+    pub clean: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Faults {
     faults: Mutex<Vec<Fault>>,
     counts: Mutex<BTreeMap<String, u64>>,
     /// By store; `*` for all.
     disturbances: watch::Sender<BTreeMap<String, Disturbance>>,
-    /// Grows whenever the open watches are to be cut; with it the kind, empty for all.
-    cuts: watch::Sender<(u64, String)>,
+    /// When open watches are to end.
+    cuts: watch::Sender<Cut>,
 }
 
 fn lock<T>(it: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -83,7 +93,7 @@ impl Faults {
             faults: Mutex::default(),
             counts: Mutex::default(),
             disturbances: watch::channel(BTreeMap::new()).0,
-            cuts: watch::channel((0, String::new())).0,
+            cuts: watch::channel(Cut::default()).0,
         }
     }
 
@@ -112,14 +122,15 @@ impl Faults {
         self.disturbances.subscribe()
     }
 
-    pub fn cut_watches(&self, store: &str) {
-        self.cuts.send_modify(|(count, of)| {
-            *count += 1;
-            store.clone_into(of);
+    pub fn cut_watches(&self, store: &str, clean: bool) {
+        self.cuts.send_modify(|cut| {
+            cut.count += 1;
+            cut.clean = clean;
+            store.clone_into(&mut cut.of);
         });
     }
 
-    pub fn cuts(&self) -> watch::Receiver<(u64, String)> {
+    pub fn cuts(&self) -> watch::Receiver<Cut> {
         self.cuts.subscribe()
     }
 

@@ -176,7 +176,8 @@ pub(crate) fn from_json(fields: &Value) -> Set {
 /// The place of the item that a step names.
 fn position(items: &[Value], step: &str) -> Option<usize> {
     if let Some(value) = step.strip_prefix("v:") {
-        return items.iter().position(|it| it.to_string() == value);
+        let value: Value = serde_json::from_str(value).ok()?;
+        return items.iter().position(|it| *it == value);
     }
     let key: Value = serde_json::from_str(step.strip_prefix("k:")?).ok()?;
     let key = key.as_object()?;

@@ -14,7 +14,7 @@ use crate::exec::container_of;
 use crate::http::{self, Request, Response};
 use crate::route::Target;
 use crate::status::{Cause, Failure};
-use crate::value::{list, text, uid};
+use crate::value::{list, text, uid, utc};
 use crate::write::find;
 
 #[derive(Default)]
@@ -55,7 +55,7 @@ fn options(target: &Target, request: &Request) -> Result<Options, Failure> {
         return Err(Failure::invalid_as("PodLogOptions", "", "PodLogOptions", &target.name, &causes));
     }
     let since = match seconds {
-        Some(seconds) => Some(Utc::now() - chrono::Duration::seconds(seconds)),
+        Some(seconds) => Some(utc() - chrono::Duration::seconds(seconds)),
         None => DateTime::parse_from_rfc3339(time).ok().map(|it| it.with_timezone(&Utc)),
     };
     Ok(Options {

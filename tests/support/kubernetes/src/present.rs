@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::resource::Resource;
 use crate::status::Failure;
-use crate::value::{list, name, text};
+use crate::value::{list, name, text, utc};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
@@ -164,7 +164,7 @@ fn age(since: &Value) -> String {
     let Ok(since) = DateTime::parse_from_rfc3339(text(since)) else {
         return "<unknown>".to_owned();
     };
-    let seconds = (Utc::now() - since.with_timezone(&Utc)).num_seconds().max(0);
+    let seconds = (utc() - since.with_timezone(&Utc)).num_seconds().max(0);
     match seconds {
         0..120 => format!("{seconds}s"),
         120..7200 => format!("{}m", seconds / 60),

@@ -155,7 +155,7 @@ pub(crate) async fn list(store: &Store, target: &Target, request: &Request) -> R
                          token results in an inconsistent list - objects that were created, modified, or deleted \
                          between the time the first chunk was returned and now may show up in the list.",
                     );
-                    failure.metadata = json!({"continue": Token::write(-1, &token.after)});
+                    failure.metadata = Some(Box::new(json!({"continue": Token::write(-1, &token.after)})));
                     return Err(failure);
                 }
                 at = version;

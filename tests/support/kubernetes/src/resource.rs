@@ -87,7 +87,9 @@ impl Resource {
 /// The kinds that every server has.
 pub(crate) fn built_in() -> Vec<Resource> {
     // group, version, plural, kind, namespaced, short names, subresources, generation
-    let table: &[(&str, &str, &str, &str, bool, &str, &str, bool)] = &[
+    type Row =
+        (&'static str, &'static str, &'static str, &'static str, bool, &'static str, &'static str, bool);
+    let table: &[Row] = &[
         ("", "v1", "configmaps", "ConfigMap", true, "cm", "", false),
         ("", "v1", "endpoints", "Endpoints", true, "ep", "", false),
         ("", "v1", "events", "Event", true, "ev", "", false),

@@ -81,7 +81,7 @@ impl Target {
             (&Method::GET | &Method::HEAD, true) if request.flag("watch") => "watch",
             (&Method::GET | &Method::HEAD, true) => "list",
             (&Method::GET | &Method::HEAD, false) => "get",
-            (&Method::POST, empty) if empty != !sub.is_empty() => "create",
+            (&Method::POST, empty) if empty == sub.is_empty() => "create",
             (&Method::PUT, false) => "update",
             (&Method::PATCH, false) => "patch",
             (&Method::DELETE, true) => "deletecollection",

@@ -10,11 +10,11 @@ pub(crate) struct Failure {
     pub code: u16,
     pub reason: &'static str,
     pub message: String,
-    pub details: Option<Value>,
+    pub details: Option<Box<Value>>,
     /// `Retry-After`, in seconds.
     pub retry: Option<u64>,
     /// What stands in the Status's `metadata`.
-    pub metadata: Value,
+    pub metadata: Option<Box<Value>>,
     /// A body that is not a Status: `text/plain`.
     pub text: bool,
 }
@@ -42,6 +42,11 @@ impl Cause {
 
     pub fn invalid(field: impl Into<String>, value: &Value, why: impl AsRef<str>) -> Self {
         Self::new("FieldValueInvalid", field, format!("Invalid value: {value}: {}", why.as_ref()))
+    }
+
+    /// A rule on a whole object, whose value is not shown.
+    pub fn broken(field: impl Into<String>, why: &str) -> Self {
+        Self::new("FieldValueInvalid", field, format!("Invalid value: {why}"))
     }
 
     pub fn forbidden(field: impl Into<String>, why: impl AsRef<str>) -> Self {
@@ -86,7 +91,7 @@ impl Failure {
             message: message.into(),
             details: None,
             retry: None,
-            metadata: json!({}),
+            metadata: None,
             text: false,
         }
     }
@@ -101,7 +106,7 @@ impl Failure {
     }
 
     pub fn details(mut self, details: Value) -> Self {
-        self.details = Some(details);
+        self.details = Some(Box::new(details));
         self
     }
 
@@ -206,14 +211,14 @@ impl Failure {
     /// The Status.
     pub fn body(&self) -> Value {
         let mut body = json!({
-            "kind": "Status", "apiVersion": "v1", "metadata": self.metadata, "status": "Failure",
+            "kind": "Status", "apiVersion": "v1", "metadata": self.metadata.as_deref().unwrap_or(&json!({})), "status": "Failure",
             "message": self.message,
         });
         if !self.reason.is_empty() {
             body["reason"] = json!(self.reason);
         }
         if let Some(details) = &self.details {
-            body["details"] = details.clone();
+            body["details"] = Value::clone(details);
         }
         body["code"] = json!(self.code);
         body

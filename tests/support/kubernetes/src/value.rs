@@ -62,21 +62,27 @@ pub(crate) fn stamp(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
+/// The time, as the cluster's machine has it.
+#[expect(clippy::disallowed_methods, reason = "the double has a clock of its own")]
+pub(crate) fn utc() -> DateTime<Utc> {
+    Utc::now()
+}
+
 pub(crate) fn now() -> String {
-    stamp(Utc::now())
+    stamp(utc())
 }
 
 /// The time in microseconds, as leases and scheduler events have it.
 pub(crate) fn micro_now() -> String {
-    Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true)
+    utc().to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
 pub(crate) fn nano_now() -> String {
-    Utc::now().to_rfc3339_opts(SecondsFormat::Nanos, true)
+    utc().to_rfc3339_opts(SecondsFormat::Nanos, true)
 }
 
 pub(crate) fn in_future(by: Duration) -> String {
-    stamp(Utc::now() + by)
+    stamp(utc() + by)
 }
 
 /// Letters for names that are generated.

@@ -114,11 +114,16 @@ impl Watch {
                 changed = news.changed() => if changed.is_err() { return },
                 _ = disturbances.changed() => {}
                 _ = cuts.changed() => {
-                    let of = cuts.borrow_and_update().1.clone();
-                    if of.is_empty() || of == self.of.store() {
-                        let _ = self.to.try_send(Err(io::ErrorKind::ConnectionReset.into()));
-                        return;
+                    let cut = cuts.borrow_and_update().clone();
+                    if !cut.of.is_empty() && cut.of != self.of.store() {
+                        continue;
                     }
+                    if cut.clean {
+                        let _ = self.changes().await;
+                    } else {
+                        let _ = self.to.try_send(Err(io::ErrorKind::ConnectionReset.into()));
+                    }
+                    return;
                 }
             }
         }

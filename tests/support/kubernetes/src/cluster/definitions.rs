@@ -81,5 +81,5 @@ async fn take_down(server: &Server, definition: &Value) {
     }
     server.store.write(|state| state.remove(STORE, "", name(definition)));
     // Who watched its objects is let go.
-    server.faults.cut_watches(&of.store());
+    server.faults.cut_watches(&of.store(), true);
 }

@@ -63,6 +63,8 @@ impl Out {
     async fn close(&mut self) {
         let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
         let _ = self.sink.send(Message::Close(Some(frame))).await;
+        // The answer to the client's own close waits to be sent.
+        let _ = self.sink.flush().await;
     }
 }
 

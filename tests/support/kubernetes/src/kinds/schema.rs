@@ -1,7 +1,7 @@
 //! Structural schemas of custom resources: defaults, unknown fields, validation,
 //! and the plainest rules (`self == oldSelf`, `self.a <= self.b`).
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::status::Cause;
 use crate::value::{list, text};
@@ -124,14 +124,18 @@ fn kind_of(value: &Value) -> &'static str {
 }
 
 fn check(value: &Value, schema: &Value, at: &str, causes: &mut Vec<Cause>) {
-    let name = at.rsplit('.').next().unwrap_or_default();
+    // A status is looked at on its own.
+    let name = if at.starts_with("status.") { at.rsplit('.').next().unwrap_or_default() } else { at };
     let wanted = text(&schema["type"]);
     let is = kind_of(value);
     if value.is_null() && schema["nullable"] == true {
         return;
     }
-    let either = schema["x-kubernetes-int-or-string"] == true && matches!(is, "integer" | "string");
-    if !wanted.is_empty() && wanted != is && !(wanted == "number" && is == "integer") && !either {
+    let fits = wanted.is_empty()
+        || wanted == is
+        || (wanted == "number" && is == "integer")
+        || (schema["x-kubernetes-int-or-string"] == true && matches!(is, "integer" | "string"));
+    if !fits {
         causes.push(Cause::wrong_type(at, is, name, wanted));
         return;
     }
@@ -188,8 +192,11 @@ fn check(value: &Value, schema: &Value, at: &str, causes: &mut Vec<Cause>) {
 fn rules(value: &Value, old: Option<&Value>, schema: &Value, at: &str, causes: &mut Vec<Cause>) {
     for rule in list(&schema["x-kubernetes-validations"]) {
         if !holds(text(&rule["rule"]), value, old) {
-            let shown = if value.is_object() { json!("object") } else { value.clone() };
-            causes.push(Cause::invalid(at, &shown, text(&rule["message"])));
+            let message = text(&rule["message"]);
+            causes.push(match value {
+                Value::Object(_) => Cause::broken(at, message),
+                value => Cause::invalid(at, value, message),
+            });
         }
     }
     for (field, value) in value.as_object().into_iter().flatten() {

@@ -59,6 +59,10 @@ enum Later {
 impl Replay {
     async fn set_up(&mut self, steps: &Value) {
         for step in steps.as_array().unwrap() {
+            if let Some(pause) = step["pause"].as_u64() {
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                continue;
+            }
             if let Some(path) = step["wait"].as_str() {
                 let end = Instant::now() + Duration::from_secs(20);
                 loop {
@@ -250,15 +254,21 @@ impl Replay {
 
     fn compare(&mut self, index: usize, step: &Value, body: &Value) {
         let meta = &body["metadata"];
-        for (field, here) in
-            [("version", &meta["resourceVersion"]), ("uid", &meta["uid"]), ("continue", &meta["continue"])]
-        {
+        for (field, here) in [
+            ("version", &meta["resourceVersion"]),
+            ("uid", &meta["uid"]),
+            ("continue", &meta["continue"]),
+            ("called", &meta["name"]),
+        ] {
             if let (Some(recorded), Some(here)) = (step[field].as_str(), here.as_str()) {
                 let known = if field == "version" { &mut self.versions } else { &mut self.words };
                 known.insert(recorded.to_owned(), here.to_owned());
             }
         }
-        let expect = &step["expect"];
+        let mut expect = step["expect"].clone();
+        for (from, to) in &self.words {
+            expect = serde_json::from_str(&expect.to_string().replace(from, to)).unwrap();
+        }
         let Some((how, wanted)) = expect.as_object().and_then(|it| it.iter().next()) else { return };
         let wrong = match how.as_str() {
             "exact" => !within(wanted, body),
@@ -340,8 +350,9 @@ impl Replay {
             let is = is.get(name).cloned().unwrap_or_default();
             // Of events only what was told first counts, and bookmarks come when they do.
             let told = wanted.iter().any(|it| it.1["kind"] == "Event") || name.starts_with("BOOKMARK");
-            let loose =
-                step["loose"].as_array().is_some_and(|it| it.iter().any(|it| it.to_string() == *name));
+            let loose = step["loose"]
+                .as_array()
+                .is_some_and(|it| it.iter().any(|it| it.as_str() == Some(name.trim_matches('"'))));
             let fine = if told || loose {
                 let mut left = is.iter();
                 wanted.iter().all(|it| left.any(|is| is.0 == it.0 && alike(&it.1, &is.1)))
@@ -439,6 +450,10 @@ fn within(wanted: &Value, is: &Value) -> bool {
     match (wanted, is) {
         (Value::Object(wanted), Value::Object(is)) => {
             wanted.iter().all(|(key, value)| is.get(key).is_some_and(|is| within(value, is)))
+        }
+        // Causes come in any order.
+        (Value::Array(wanted), Value::Array(is)) if wanted.iter().any(|it| it["field"].is_string()) => {
+            wanted.len() == is.len() && wanted.iter().all(|a| is.iter().any(|b| within(a, b)))
         }
         (Value::Array(wanted), Value::Array(is)) => {
             wanted.len() == is.len() && wanted.iter().zip(is).all(|(a, b)| within(a, b))

@@ -10,7 +10,7 @@ use podyard_kubernetes_double::{Double, Options};
 use serde_json::{Value, json};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 
 use crate::client;
 
@@ -140,7 +140,8 @@ async fn what_was_started_outlives_its_client_and_ends_with_its_container() {
     drop(dropped);
     let mut closed = exec(&at, double.token(), &query).await;
     reads(&mut closed, "go\n").await;
-    closed.close(None).await.unwrap();
+    let normal = CloseFrame { code: 1000.into(), reason: "".into() };
+    closed.close(Some(normal)).await.unwrap();
     assert_eq!(end(&mut closed).await, (None, true), "a close is answered, and nothing else");
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(with(word), 2);

@@ -189,7 +189,7 @@ impl Life {
 
     async fn restart(&mut self, containers: &[Value], cares: &mut [Care]) -> Result<(), Break> {
         for at in 0..containers.len() {
-            if !cares[at].again.is_some_and(|it| it <= Instant::now()) {
+            if cares[at].again.is_none_or(|it| it > Instant::now()) {
                 continue;
             }
             cares[at].again = None;
@@ -241,7 +241,7 @@ impl Life {
 
     async fn probe(&mut self, containers: &[Value], cares: &mut [Care]) {
         for at in 0..containers.len() {
-            if !cares[at].next_probe.is_some_and(|it| it <= Instant::now()) {
+            if cares[at].next_probe.is_none_or(|it| it > Instant::now()) {
                 continue;
             }
             let container = &containers[at];
@@ -253,6 +253,8 @@ impl Life {
                 Some(true) => Ok(()),
                 Some(false) => Err("the double was told so".to_owned()),
                 None if behaviour.unready => Err("HTTP probe failed with statuscode: 503".to_owned()),
+                // It eats its memory before it listens.
+                None if behaviour.plan == Plan::Oom => Err("connect: connection refused".to_owned()),
                 None if behaviour.plan == Plan::Real => {
                     super::super::probe::ask(&self.known, container, probe).await
                 }
