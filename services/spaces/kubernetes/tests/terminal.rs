@@ -100,7 +100,7 @@ impl Shell {
             loop {
                 let seen = String::from_utf8_lossy(&self.seen).into_owned();
                 if let Some(at) = seen.find(text) {
-                    self.seen = seen[at + text.len()..].as_bytes().to_vec();
+                    self.seen = seen.as_bytes()[at + text.len()..].to_vec();
                     return;
                 }
                 match self.terminal.output.recv().await {
