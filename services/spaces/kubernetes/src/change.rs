@@ -224,6 +224,23 @@ async fn running(inner: &Inner, space: &str) -> Result<Option<Seen>> {
     if inner.cache.is_noted(space) {
         return Ok(None);
     }
+    find(inner, space).await
+}
+
+/// A space's pod as the API server has it now, into the cache: the watch may
+/// be behind, and another process may have started it.
+pub(crate) async fn look_anew(inner: &Inner, space: &str) -> Result<()> {
+    let known = match inner.cache.pod(space) {
+        Some(seen) => look(inner, space, &seen).await?,
+        None => None,
+    };
+    if known.is_none() {
+        find(inner, space).await?;
+    }
+    Ok(())
+}
+
+async fn find(inner: &Inner, space: &str) -> Result<Option<Seen>> {
     let wanted = ListParams::default().labels(&names::selector_of(&inner.options, space));
     let found = ask(LOOKING, inner.pods.list(&wanted)).await?;
     let found = found.items.iter().find(|it| own(inner, it, space)).map(Seen::of);

@@ -19,7 +19,7 @@ use crate::{KubernetesDriver, Options, Reach, Way};
 /// How long the trial pod may take: its image may have to be pulled.
 const TRIAL: Duration = Duration::from_secs(120);
 /// The oldest minor version of Kubernetes 1 that this was made for.
-const OLDEST: u32 = 29;
+const OLDEST: u32 = 30;
 
 /// How good something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,8 +137,10 @@ const RIGHTS: &[Right] = &[
 ];
 const PROXY: &[Right] =
     &[("", "pods", "proxy", &["get", "create", "update", "patch", "delete"], Level::Failure)];
-const CUSTOM: &[Right] =
-    &[("podyard.dev", "spaces", "", &["get", "list", "watch", "create", "patch", "delete"], Level::Failure)];
+const CUSTOM: &[Right] = &[
+    ("podyard.dev", "spaces", "", &["get", "list", "watch", "create", "patch", "delete"], Level::Failure),
+    ("podyard.dev", "spaces", "status", &["patch"], Level::Failure),
+];
 
 async fn rights(cluster: &Cluster, options: &Options) -> Vec<Check> {
     let api: Api<SelfSubjectAccessReview> = Api::all(cluster.client.clone());
@@ -265,7 +267,9 @@ async fn definition(cluster: &Cluster) -> Check {
 /// Runs a pod that writes into its files, as a space's does, and removes both.
 async fn trial(options: &Options) -> Check {
     const NAME: &str = "trial";
-    let options = Options { way: Way::Pods, reach: Reach::Direct, ..options.clone() };
+    // Another installation's: to a server that runs already it is no orphan.
+    let installation = format!("{}-doctor", options.installation);
+    let options = Options { way: Way::Pods, reach: Reach::Direct, installation, ..options.clone() };
     let image = options.git_image.clone();
     let driver = match KubernetesDriver::with_role(options, Role::Guest).await {
         Ok(driver) => driver,

@@ -239,6 +239,13 @@ impl Driver for KubernetesDriver {
         })
     }
 
+    fn look<'a>(&'a self, id: &'a str) -> Pending<'a, Result<Option<Observed>>> {
+        Box::pin(async move {
+            change::look_anew(&self.inner, id).await?;
+            Ok(self.inner.cache.list().into_iter().find(|it| it.id == id))
+        })
+    }
+
     fn observe(&self) -> broadcast::Receiver<Observed> {
         self.inner.cache.observe()
     }

@@ -8,11 +8,12 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::Api;
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use serde::de::DeserializeOwned;
@@ -27,6 +28,36 @@ use crate::{Options, error, names};
 /// given up: so long can a broken one go unnoticed. It is one request a
 /// minute for each kind.
 const RENEWED: u32 = 60;
+
+/// How long to wait after the first failure and at most: a cluster that is
+/// back is seen within seconds.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+/// Waits twice as long after each failure, a little differently in each
+/// process: not all of them come back at once.
+struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(PAUSES.0)
+    }
+}
+
+impl Iterator for Pause {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.0.mul_f64(rand::random_range(0.5..1.0));
+        self.0 = (self.0 * 2).min(PAUSES.1);
+        Some(pause)
+    }
+}
+
+impl Backoff for Pause {
+    fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
 
 fn selected(options: &Options) -> watcher::Config {
     watcher::Config::default().labels(&names::selector(options)).timeout(RENEWED)
@@ -91,7 +122,7 @@ async fn follow<K>(api: Api<K>, config: watcher::Config, cache: &Cache, mut take
 where
     K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let mut events = std::pin::pin!(watch(api, config).default_backoff());
+    let mut events = std::pin::pin!(watch(api, config).backoff(Pause::default()));
     let mut failed = false;
     while let Some(event) = events.next().await {
         match event {
