@@ -60,7 +60,9 @@ impl Tx<'_> {
         let rows: Rows<T> =
             rows.into_iter().map(|row| (row.base().anon().id.clone(), Arc::new(row))).collect();
         let rows = Arc::new(rows);
-        if let (Some(generation), None) = (generation, &self.written) {
+        if let (Some(generation), None) = (generation, &self.written)
+            && db::is_generation_settled()
+        {
             self.ctx.core().caches.put(generation, rows.clone());
         }
         Ok(rows)
@@ -88,8 +90,9 @@ impl Tx<'_> {
         let written =
             self.written.get_or_insert_with(|| Written { generation: db::generation(), types: Vec::new() });
         written.types.push(TypeId::of::<T>());
-        // Whoever comes next in this group of writes reads it anew.
-        db::set_generation(None);
+        // Whoever comes next in this group of writes reads it anew, and keeps
+        // nothing of it: the group may be undone, and the number given again.
+        db::raised_generation();
         Ok(())
     }
 }

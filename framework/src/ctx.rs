@@ -424,8 +424,10 @@ impl<'a> Tx<'a> {
         let changes = self.told(T::meta(), action).then(|| notes.clone());
         let owners = self.owners(row);
         let sql = insertion(row, &owners, self.conn.dialect());
-        // Without owners its text is the same for all rows of a type.
-        let execute = if owners.is_empty() { db::execute_fixed::<Insertion<T>> } else { db::execute };
+        // Without owners its text is the same for all rows of a type; but those
+        // that are defined at run time are one Rust type, and change.
+        let fixed = owners.is_empty() && !T::meta().is_runtime();
+        let execute = if fixed { db::execute_fixed::<Insertion<T>> } else { db::execute };
         if !self.with_record(sql, execute, T::meta(), row.base(), action, notes)? {
             let owner = row.base().owner().unwrap_or_default();
             let (name, own) = (&self.cred().user_name, self.cred().user_id == owner.user_id);

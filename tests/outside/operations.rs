@@ -97,7 +97,12 @@ fn request_ids_come_back(kind: Kind) {
         admin.send("POST", "/v3/auth/tokens", &[("X-Request-Id", "login-1")], Some(b"{}")).expect(400);
     assert_eq!(token.json()["request_id"], "login-1");
     admin.nobody().send("GET", "/spaces", &[("X-Request-Id", "no-token")], None).expect(401);
-    assert!(server.logged().contains("my-own.id:7"), "the log names the request");
+    // Its lines gather for a moment before they are written.
+    let start = std::time::Instant::now();
+    while !server.logged().contains("my-own.id:7") {
+        assert!(start.elapsed().as_secs() < 5, "the log names the request");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
 }
 
 fn a_request_under_way_is_ended_before_the_server(kind: Kind) {

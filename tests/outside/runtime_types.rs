@@ -18,6 +18,7 @@ on_each_database!(
     documents_tell_of_it_at_once,
     names_that_are_taken_reserved_or_wicked_are_refused,
     quotas_limit_the_rows_of_owners,
+    rows_of_nobody_stay_with_their_type,
 );
 
 /// Devices, which belong to users, with a field of each kind.
@@ -571,4 +572,27 @@ fn quotas_limit_the_rows_of_owners(kind: Kind) {
         ann.post("/devices", &json!({"name": format!("n{i}"), "serial": format!("{i}")})).expect(201);
     }
     ann.post("/devices", &third).refused(409, "OutOfQuotaError");
+}
+
+/// Rows without an owner are stored by a statement that is found without its
+/// text where it never changes; that of these types does.
+fn rows_of_nobody_stay_with_their_type(kind: Kind) {
+    let house = House::new(kind);
+    let server = house.serve(&[]);
+    let admin = server.admin();
+    for keyword in ["rack", "shelf"] {
+        let plural = if keyword == "rack" { "racks" } else { "shelves" };
+        define(&admin, &json!({"keyword": keyword, "plural": plural, "owner": "none"}));
+    }
+    for round in ["a", "b"] {
+        for plural in ["racks", "shelves"] {
+            admin.post(&format!("/{plural}"), &json!({"name": format!("{plural} {round}")})).expect(201);
+        }
+    }
+    let fields = json!([{"name": "height", "type": "integer"}]);
+    admin.put("/resource-types/rack", &json!({"fields": fields})).expect(200);
+    admin.post("/racks", &json!({"name": "racks c", "height": 2})).expect(201);
+    admin.post("/shelves", &json!({"name": "shelves c"})).expect(201);
+    assert_eq!(ids(&admin, "/racks?order_by=name"), ["racks a", "racks b", "racks c"]);
+    assert_eq!(ids(&admin, "/shelves?order_by=name"), ["shelves a", "shelves b", "shelves c"]);
 }

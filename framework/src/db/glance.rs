@@ -16,7 +16,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::group::Job;
 use super::{AnyConnection, Sql, execute};
-use crate::Result;
+use crate::{Error, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -86,7 +86,14 @@ pub(crate) fn hold(sql: Sql<'_>) -> std::result::Result<(), Sql<'_>> {
 pub(super) fn send(conn: &mut AnyConnection) -> Result<()> {
     let Some(sql) = HELD.take() else { return Ok(()) };
     STATE.set(State::Sent);
-    if execute(conn, &sql)? == 0 {
+    let written = execute(conn, &sql).map_err(|error| match error.is_connection_lost() {
+        true => {
+            let text = "the connection to the database was lost; the change may have been made: look before you try again";
+            Error::unavailable(text, 2).caused_by(error)
+        }
+        false => error,
+    })?;
+    if written == 0 {
         // Somebody else was quicker.
         leave();
     }

@@ -182,6 +182,8 @@ type Hook = Box<dyn FnOnce() + Send>;
 thread_local! {
     static AFTER_COMMIT: RefCell<Vec<Hook>> = const { RefCell::new(Vec::new()) };
     static GENERATION: Cell<Option<i64>> = const { Cell::new(None) };
+    /// Whether the running transaction has raised it, which may yet be undone.
+    static RAISED: Cell<bool> = const { Cell::new(false) };
     static STATEMENTS: Cell<u32> = const { Cell::new(0) };
     /// Whether the running transaction lost a deadlock.
     static DOOMED: Cell<bool> = const { Cell::new(false) };
@@ -214,6 +216,25 @@ fn take_hooks() -> Vec<Hook> {
 #[must_use]
 pub fn generation() -> Option<i64> {
     GENERATION.get()
+}
+
+/// Forgets what the caches' generation was: this transaction has raised it.
+pub(crate) fn raised_generation() {
+    GENERATION.set(None);
+    RAISED.set(true);
+}
+
+/// Whether what the running transaction reads is as of a generation that
+/// stands, and not of one that may be undone and given to something else.
+pub(crate) fn is_generation_settled() -> bool {
+    !RAISED.get()
+}
+
+/// Forgets what this thread knew of the transaction before.
+fn begin_anew() {
+    GENERATION.set(None);
+    RAISED.set(false);
+    DOOMED.set(false);
 }
 
 /// Sets what [`generation`] says for the rest of the transaction.
@@ -375,7 +396,7 @@ impl Db {
             }
             match slot {
                 Some((_, conn)) => {
-                    GENERATION.set(None);
+                    begin_anew();
                     measure(|| f(conn))
                 }
                 None => Err(Error::internal("no inline connection")),

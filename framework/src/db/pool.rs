@@ -13,8 +13,8 @@ use tokio::sync::oneshot;
 
 use super::group::{self, Job, Work, Write};
 use super::{
-    AnyConnection, DOOMED, Dialect, Done, GENERATION, Lock, Options, READ_GENERATION, SQLITE_PRAGMAS, Sql,
-    glance, guarded, load_one, measure,
+    AnyConnection, Dialect, Done, GENERATION, Lock, Options, READ_GENERATION, SQLITE_PRAGMAS, Sql,
+    begin_anew, glance, guarded, load_one, measure,
 };
 use crate::worker::{Counters, Report};
 use crate::{Error, Result};
@@ -187,8 +187,7 @@ impl Threads {
             let mut tries = tries(pool);
             loop {
                 let mut conn = checkout(pool)?;
-                GENERATION.set(None);
-                DOOMED.set(false);
+                begin_anew();
                 match guarded(|| measure(|| f(&mut conn))) {
                     // The server went away and came back: all idle connections
                     // are stale, and each is thrown away once it is found so.
@@ -303,9 +302,9 @@ fn serve_queue(pool: &Pool<Manager>, queues: &Arc<Queues>, lock: &Lock, threads:
 fn together(pool: &Pool<Manager>, lock: Option<&Lock>, mut jobs: Vec<Box<dyn Job>>) {
     if let [only] = &mut jobs[..]
         && lock.is_none()
-        && alone(pool, only.as_mut())
+        && let Some(failure) = alone(pool, only.as_mut())
     {
-        jobs.into_iter().for_each(|job| job.finish(None));
+        jobs.into_iter().for_each(|job| job.finish(failure.as_deref()));
         return;
     }
     let failure = match begin(pool, lock) {
@@ -326,19 +325,23 @@ fn together(pool: &Pool<Manager>, lock: Option<&Lock>, mut jobs: Vec<Box<dyn Job
     }
 }
 
-/// Runs a job that may do without a transaction; `false`: it needs one.
-fn alone(pool: &Pool<Manager>, job: &mut dyn Job) -> bool {
-    let Some(of) = job.of_row() else { return false };
-    let Ok(mut conn) = checkout(pool) else { return false };
+/// Runs a job that may do without a transaction and tells whether it failed;
+/// `None`: it needs one.
+fn alone(pool: &Pool<Manager>, job: &mut dyn Job) -> Option<Option<String>> {
+    let of = job.of_row()?;
+    let mut conn = match checkout(pool) {
+        Ok(conn) => conn,
+        Err(error) => return Some(Some(error.to_string())),
+    };
     if conn.dialect() != Dialect::Postgres {
-        return false;
+        return None;
     }
-    GENERATION.set(None);
+    begin_anew();
     let done = glance::run(&mut conn, of, job);
     if job.lost_connection() {
         discard(conn, pool);
     }
-    done
+    done.then_some(None)
 }
 
 /// Begins a transaction and takes its lock; that of a fenced one PostgreSQL
@@ -368,8 +371,7 @@ fn open(conn: &mut AnyConnection, lock: Option<&Lock>) -> Result<()> {
 
 /// A connection in a transaction that holds the lock.
 fn begin(pool: &Pool<Manager>, lock: Option<&Lock>) -> Result<Conn> {
-    GENERATION.set(None);
-    DOOMED.set(false);
+    begin_anew();
     let mut tries = tries(pool);
     let mut conn = loop {
         let mut conn = checkout(pool)?;

@@ -230,8 +230,18 @@ fn expect_living() -> Result<()> {
 
 fn doomed(error: &diesel::result::Error) {
     use diesel::result::{DatabaseErrorKind, Error};
-    if matches!(error, Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _)) {
-        DOOMED.set(true);
+    match error {
+        Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => DOOMED.set(true),
+        // After these SQLite has undone the whole transaction, and would
+        // commit what comes after, statement by statement.
+        Error::DatabaseError(DatabaseErrorKind::Unknown, about)
+            if ["disk is full", "disk I/O error", "out of memory"]
+                .iter()
+                .any(|it| about.message().contains(it)) =>
+        {
+            DOOMED.set(true);
+        }
+        _ => {}
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::group::{self, Job, Work, Write, control};
-use super::{AnyConnection, Done, GENERATION, Options, READ_GENERATION, Sql, load_one};
+use super::{AnyConnection, DOOMED, Done, GENERATION, Options, READ_GENERATION, Sql, begin_anew, load_one};
 use crate::worker::{Counters, Report};
 use crate::{Error, Result};
 
@@ -97,11 +97,16 @@ fn run(conn: &mut AnyConnection, jobs: &mut [Box<dyn Job>]) -> std::result::Resu
 }
 
 /// Runs jobs one after the other; tells whether none failed after it had
-/// changed something.
+/// changed something. (Definitions are not counted: the one hook that makes
+/// some, that of types at run time, changes a row first.)
 fn is_clean(conn: &mut AnyConnection, jobs: &mut [Box<dyn Job>]) -> std::result::Result<bool, String> {
     let mut before = changes(conn)?;
     for job in jobs {
         let kept = job.run(conn);
+        if DOOMED.get() {
+            // Nothing more may run: each statement would commit by itself.
+            return Err("the database ended the transaction".to_owned());
+        }
         let after = changes(conn)?;
         if !kept && after != before {
             return Ok(false);
@@ -119,6 +124,7 @@ fn changes(conn: &mut AnyConnection) -> std::result::Result<Option<i64>, String>
 
 fn begin(conn: &mut AnyConnection) -> std::result::Result<(), String> {
     control(conn, "BEGIN IMMEDIATE")?;
+    begin_anew();
     // Read once for the whole group: only this thread writes, and another
     // process cannot while the transaction lasts.
     let generation = load_one::<(i64,)>(conn, Sql::new(READ_GENERATION)).ok().flatten();

@@ -17,6 +17,8 @@ const MARGIN: i64 = 200_000;
 const WHOLE: Duration = Duration::from_secs(1);
 /// Of a process's time, so much goes into it at most: one part in so many.
 const PART: u32 = 20;
+/// And however long it takes, it is done so often.
+const SELDOM: Duration = Duration::from_secs(10);
 /// A look that takes less is had as often as one likes.
 const CHEAP: Duration = Duration::from_millis(2);
 
@@ -46,10 +48,10 @@ struct State {
     tokens: HashMap<&'static str, (f64, Instant)>,
     /// Kinds that are paused.
     paused: Vec<String>,
-    /// Where the next claim of a queue begins, and since when.
-    floors: HashMap<String, (i64, Instant)>,
-    /// How long it took to look at all queues from their beginning.
-    whole: Duration,
+    /// Where the next claim of a queue begins.
+    floors: HashMap<String, i64>,
+    /// When all queues were looked at from their beginning, and how long that took.
+    whole: Option<(Instant, Duration)>,
     turn: usize,
 }
 
@@ -127,9 +129,7 @@ impl Shares {
                     continue;
                 }
                 (*room, part, left) = (*room - n, part - n, left - n);
-                let every = state.every();
-                let floor =
-                    state.floors.get(&queue).filter(|(_, at)| at.elapsed() < every).map_or(0, |it| it.0);
+                let floor = state.floors.get(&queue).copied().unwrap_or(0);
                 shares.push(Share { queue, n: i64::try_from(n).unwrap_or(1), floor });
             }
         }
@@ -140,16 +140,16 @@ impl Shares {
     /// looked through from its beginning next time.
     pub(super) fn note(&self, shares: &[Share], claimed: &[(&str, i64)]) {
         let mut state = self.state();
-        let cheap = state.whole < CHEAP;
+        let cheap = state.whole.is_none_or(|(_, took)| took < CHEAP);
         for share in shares {
             let of = claimed.iter().filter(|(queue, _)| *queue == share.queue);
             let (n, last) = of.fold((0_i64, 0_i64), |(n, last), (_, at)| (n + 1, last.max(*at)));
             if n < share.n && cheap {
                 state.floors.remove(&share.queue);
             } else if let Some(floor) = state.floors.get_mut(&share.queue) {
-                floor.0 = floor.0.max(last - MARGIN);
+                *floor = (*floor).max(last - MARGIN);
             } else if n > 0 {
-                state.floors.insert(share.queue.clone(), (last - MARGIN, Instant::now()));
+                state.floors.insert(share.queue.clone(), last - MARGIN);
             }
         }
     }
@@ -157,17 +157,22 @@ impl Shares {
     /// The queues whose floor is known, in order.
     pub(super) fn floors(&self) -> Vec<Floor> {
         let mut state = self.state();
-        let every = state.every();
-        // An old one says nothing any more, and projects come and go.
-        state.floors.retain(|_, (_, at)| at.elapsed() < every);
-        let mut floors: Vec<_> = state.floors.iter().map(|(queue, (at, _))| (queue.clone(), *at)).collect();
+        let (at, took) = state.whole.unwrap_or((Instant::now(), Duration::ZERO));
+        if state.whole.is_none() || at.elapsed() >= (took * PART).clamp(WHOLE, SELDOM) {
+            // Old ones say nothing any more, and projects come and go.
+            state.floors.clear();
+            state.whole = Some((Instant::now(), took));
+        }
+        let mut floors: Vec<_> = state.floors.iter().map(|(queue, at)| (queue.clone(), *at)).collect();
         floors.sort_unstable();
         floors
     }
 
     /// Notes how long it took to look at all queues from their beginning.
     pub(super) fn looked(&self, took: Duration) {
-        self.state().whole = took;
+        let mut state = self.state();
+        let at = state.whole.map_or_else(Instant::now, |(at, _)| at);
+        state.whole = Some((at, took));
     }
 
     pub(super) fn begin(&self, name: &'static str) {
@@ -186,11 +191,6 @@ impl Shares {
 }
 
 impl State {
-    /// How often to look at queues from their beginning.
-    fn every(&self) -> Duration {
-        WHOLE.max(self.whole * PART)
-    }
-
     /// How many more of a kind may start now.
     fn room(&mut self, name: &'static str) -> usize {
         if self.paused.iter().any(|it| it == name) {

@@ -71,8 +71,12 @@ impl Hashes {
         Ok(Self(Mutex::new(hashes)))
     }
 
-    fn take(&self, password: &str) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(password)?.pop()
+    /// Each of them in turn. None is used up: the work may have to be done again.
+    fn next(&self, password: &str) -> Option<String> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let hashes = all.get_mut(password)?;
+        hashes.rotate_left(1);
+        hashes.last().cloned()
     }
 }
 
@@ -120,7 +124,7 @@ impl Manager for User {
 
 impl Model for User {
     fn customize_create(&mut self, tx: &mut Tx<'_>, input: &UserCreate) -> Result<()> {
-        let ready = tx.ctx.prepared::<Hashes>().and_then(|it| it.take(&input.password));
+        let ready = tx.ctx.prepared::<Hashes>().and_then(|it| it.next(&input.password));
         self.password_hash = match ready {
             Some(hash) => hash,
             None => password::hash(&input.password)?,

@@ -15,12 +15,24 @@ use podyard_site as _;
 
 use crate::config::Command;
 
-/// Half the cost of the system's own at the small blocks that requests are
-/// made of, and gives large ones back (each check of a password takes 19 MiB).
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+/// Has large blocks go back to the system when they are freed. Left to itself,
+/// glibc keeps the 19 MiB of each password's check for the next, in an arena
+/// per thread: after a few logins the process would stay at over 100 MB.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn frugal_memory() {
+    #[expect(unsafe_code, reason = "sets two numbers of the allocator, before any thread is started")]
+    // SAFETY: mallopt is safe to call at any time; here nobody else runs yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+        libc::mallopt(libc::M_ARENA_MAX, 4);
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn frugal_memory() {}
 
 fn main() -> ExitCode {
+    frugal_memory();
     let cli = match config::parse() {
         Ok(cli) => cli,
         Err(text) => {

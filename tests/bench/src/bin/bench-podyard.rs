@@ -103,10 +103,6 @@ impl DoNothing {
     }
 }
 
-/// The real server's.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 type Fault = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> std::result::Result<(), Fault> {
