@@ -16,6 +16,7 @@ fn seen(uid: &str, version: u64, stage: Stage) -> Seen {
         stage,
         why: String::new(),
         going: false,
+        given_up: None,
         speaker: None,
     }
 }
