@@ -270,7 +270,7 @@ impl Observer {
     fn end(&mut self, id: &str) {
         while self.ends.try_join_next().is_some() {}
         self.ending.retain(|_, it| !it.is_finished());
-        if self.is_ending(id) {
+        if self.ending.contains_key(id) {
             return;
         }
         let (ctx, driver, space) = (self.ctx.clone(), self.driver.clone(), id.to_owned());
@@ -279,7 +279,7 @@ impl Observer {
                 if !active(&ctx, &space).await? {
                     driver.stop(&space, Duration::ZERO).await.map_err(podyard::Error::internal)?;
                 }
-                Ok(())
+                Ok::<_, podyard::Error>(())
             };
             note(&space, ended.await);
         };

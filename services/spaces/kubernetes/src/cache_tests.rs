@@ -118,6 +118,23 @@ fn what_is_stopped_here_needs_no_words() {
 }
 
 #[test]
+fn what_does_not_go_is_given_up() {
+    let mut it = Watched::new();
+    let going = |given_up: i64| Seen { going: true, given_up: Some(given_up), ..seen("1", 2, Stage::Ready) };
+    it.cache.put("s", going(i64::MAX), false);
+    it.cache.give_up_lost();
+    assert!(it.finished.try_recv().is_err());
+    it.cache.put("s", Seen { version: 3, ..going(1) }, false);
+    it.told();
+    it.cache.give_up_lost();
+    it.cache.give_up_lost();
+    assert_eq!(it.finished.try_recv().unwrap().0, "s");
+    assert!(it.finished.try_recv().is_err());
+    it.cache.finish("s", "1", Vec::new());
+    assert_eq!(it.told(), ["s run-1 exited None  its node was lost"]);
+}
+
+#[test]
 fn a_controller_makes_a_pod_anew() {
     let mut it = Watched::of(true);
     it.cache.put("s", seen("1", 1, Stage::Ready), false);
