@@ -17,6 +17,7 @@ use podyard::{Core, Ctx, Kind, Result};
 use podyard_driver::{Driver, Exit, Observed, Phase};
 use tokio::sync::Notify;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::space::{RUNNING, STARTING, STOPPED, STOPPING};
 use crate::tasks::Started;
@@ -82,7 +83,7 @@ impl Waiters {
 
 /// Watches the drivers for as long as the process lives.
 pub async fn observe(core: Arc<Core>, spaces: Arc<Spaces>) {
-    let mut all = tokio::task::JoinSet::new();
+    let mut all = JoinSet::new();
     for (driver, waiters) in spaces.driven() {
         let observer = Observer {
             ctx: Ctx::system(&core),
@@ -91,6 +92,8 @@ pub async fn observe(core: Arc<Core>, spaces: Arc<Spaces>) {
             waiters: waiters.clone(),
             orphans: HashMap::new(),
             told: HashMap::new(),
+            ends: JoinSet::new(),
+            ending: HashMap::new(),
         };
         all.spawn(observer.run());
     }
@@ -107,6 +110,11 @@ struct Observer {
     orphans: HashMap<String, Instant>,
     /// What was last told of why a start is no further.
     told: HashMap<String, String>,
+    /// What ends something, each beside the round: where a node is away, one end
+    /// may take half a minute, and the others are not to wait for it.
+    ends: JoinSet<()>,
+    /// The spaces that they are on: one at most for each.
+    ending: HashMap<String, AbortHandle>,
 }
 
 impl Observer {
@@ -148,7 +156,8 @@ impl Observer {
     async fn look(&mut self) -> Result<()> {
         let wanted = self.waiters.to_look_at();
         for seen in self.list().await?.into_iter().filter(|it| wanted.contains(&it.id)) {
-            self.take(seen).await?;
+            let id = seen.id.clone();
+            note(&id, self.take(seen).await);
         }
         Ok(())
     }
@@ -220,7 +229,7 @@ impl Observer {
 
     /// A program is gone: its row says so, if it still said that it ran and no
     /// task is on it.
-    async fn died(&self, id: &str, exit: Option<&Exit>) -> Result<()> {
+    async fn died(&mut self, id: &str, exit: Option<&Exit>) -> Result<()> {
         // What was seen may be old by now, or be of the run before this one.
         let exit = match self.driver.look(id).await.map_err(podyard::Error::internal)?.map(|it| it.phase) {
             Some(Phase::Starting | Phase::Ready { .. }) => return Ok(()),
@@ -247,10 +256,34 @@ impl Observer {
         });
         done.await?;
         // Takes note of the exit, and ends what may be left of it.
-        if !active(&self.ctx, id).await? {
-            self.driver.stop(id, Duration::ZERO).await.map_err(podyard::Error::internal)?;
-        }
+        self.end(id);
         Ok(())
+    }
+
+    /// Whether what is left of a space is being ended.
+    fn is_ending(&self, id: &str) -> bool {
+        self.ending.get(id).is_some_and(|it| !it.is_finished())
+    }
+
+    /// Ends what is left of a space that no task is on, in a task of its own.
+    /// What fails is found again in the next round.
+    fn end(&mut self, id: &str) {
+        while self.ends.try_join_next().is_some() {}
+        self.ending.retain(|_, it| !it.is_finished());
+        if self.ending.contains_key(id) {
+            return;
+        }
+        let (ctx, driver, space) = (self.ctx.clone(), self.driver.clone(), id.to_owned());
+        let end = async move {
+            let ended = async {
+                if !active(&ctx, &space).await? {
+                    driver.stop(&space, Duration::ZERO).await.map_err(podyard::Error::internal)?;
+                }
+                Ok::<_, podyard::Error>(())
+            };
+            note(&space, ended.await);
+        };
+        self.ending.insert(id.to_owned(), self.ends.spawn(end));
     }
 
     /// Compares all rows that should run with all that does.
@@ -273,31 +306,35 @@ impl Observer {
         let real: HashMap<_, _> = self.list().await?.into_iter().map(|it| (it.id.clone(), it)).collect();
         self.told.retain(|id, _| real.contains_key(id));
         for row in &rows {
-            let seen = real.get(&row.id);
-            match (row.status.as_str(), seen.map(|it| &it.phase)) {
-                (RUNNING, None) => self.died(&row.id, None).await?,
-                (RUNNING, Some(Phase::Exited(exit))) => self.died(&row.id, Some(exit)).await?,
-                (STARTING, Some(_)) if active(&self.ctx, &row.id).await? => {
-                    if let Some(seen) = seen {
-                        self.take(seen.clone()).await?;
-                    }
-                }
-                (STARTING | STOPPING, _) if !active(&self.ctx, &row.id).await? => {
-                    stuck(&self.ctx, &row.id).await?;
-                }
-                _ => {}
-            }
+            note(&row.id, self.compare(row, real.get(&row.id)).await);
         }
         let claimed: HashSet<_> = rows.iter().map(|it| it.id.as_str()).collect();
         self.orphans.retain(|id, _| real.contains_key(id) && !claimed.contains(id.as_str()));
         for seen in real.values().filter(|it| !claimed.contains(it.id.as_str())) {
-            self.orphan(seen).await?;
+            note(&seen.id, self.orphan(seen).await);
         }
         Ok(())
     }
 
+    /// Compares one row that should run with what was seen of it.
+    async fn compare(&mut self, row: &Space, seen: Option<&Observed>) -> Result<()> {
+        match (row.status.as_str(), seen.map(|it| &it.phase)) {
+            (RUNNING, None) => self.died(&row.id, None).await,
+            (RUNNING, Some(Phase::Exited(exit))) => self.died(&row.id, Some(exit)).await,
+            (STARTING, Some(_)) if active(&self.ctx, &row.id).await? => match seen {
+                Some(seen) => self.take(seen.clone()).await,
+                None => Ok(()),
+            },
+            (STARTING | STOPPING, _) if !active(&self.ctx, &row.id).await? => stuck(&self.ctx, &row.id).await,
+            _ => Ok(()),
+        }
+    }
+
     /// Something runs (or an exit waits to be noted) that no row claims.
     async fn orphan(&mut self, seen: &Observed) -> Result<()> {
+        if self.is_ending(&seen.id) {
+            return Ok(());
+        }
         let key = seen.id.clone();
         let found = self.ctx.read(Cost::Bounded, move |tx| Space::select().eq("id", key.clone()).one(tx));
         let row = found.await?.value;
@@ -315,9 +352,16 @@ impl Observer {
         if !matches!(seen.phase, Phase::Exited(_)) {
             tracing::warn!(space = seen.id, instance = seen.instance, "ends a program that no row claims");
         }
-        self.driver.stop(&seen.id, Duration::ZERO).await.map_err(podyard::Error::internal)?;
-        self.orphans.remove(&seen.id);
+        // It counts as one until it is seen no more: what fails is tried in the next round.
+        self.end(&seen.id);
         Ok(())
+    }
+}
+
+/// What goes wrong with one space is told, and the others get their turn.
+fn note(space: &str, done: Result<()>) {
+    if let Err(error) = done {
+        tracing::warn!(space, %error, "looking after a space");
     }
 }
 

@@ -61,6 +61,7 @@ pub(crate) async fn looks(inner: Arc<Inner>) {
     loop {
         beat.tick().await;
         inner.cache.give_up_waiting();
+        inner.cache.give_up_lost();
         while looking.try_join_next().is_some() {}
         for (space, seen) in inner.cache.due() {
             let (inner, places) = (inner.clone(), places.clone());

@@ -15,7 +15,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use crate::claim::Kept;
 use crate::known::{Entry, Known, Look, Tomb, awaiting, detail, exit_of};
 use crate::seen::Seen;
-use crate::why::{Ended, Stage};
+use crate::why::{Ended, NODE_LOST, Stage};
 
 /// How many events an observer may lag behind.
 const EVENTS: usize = 4096;
@@ -346,6 +346,26 @@ impl Cache {
             let tomb = Tomb { instance: instance.clone(), exit: exit.clone(), since: Instant::now() };
             known.tombs.insert(space.clone(), tomb);
             self.exited(&space, &instance, exit);
+        }
+    }
+
+    /// Pods whose nodes should have told of their end long ago are over.
+    pub(crate) fn give_up_lost(&self) {
+        let mut lost = Vec::new();
+        for (space, entry) in &mut self.known().pods {
+            let seen = &mut entry.seen;
+            if !seen.is_over() && seen.is_given_up() {
+                seen.why = NODE_LOST.to_owned();
+                seen.stage = Stage::Over(Ended { reason: seen.why.clone(), ..Ended::default() });
+                lost.push((space.clone(), seen.clone()));
+            }
+        }
+        for (space, seen) in lost {
+            tracing::warn!(space, pod = %seen.name, "a pod that is to go does not: its node is given up");
+            self.known().looks.remove(&space);
+            // The receiver lives as long as the driver.
+            let _ = self.finished.send((space, seen));
+            self.changed.send_replace(());
         }
     }
 

@@ -16,6 +16,7 @@ fn seen(uid: &str, version: u64, stage: Stage) -> Seen {
         stage,
         why: String::new(),
         going: false,
+        given_up: None,
         speaker: None,
     }
 }
@@ -114,6 +115,23 @@ fn what_is_stopped_here_needs_no_words() {
     it.cache.stopping("s", "1");
     it.cache.gone("s", "1");
     assert_eq!(it.told(), ["s run-1 ready 10.0.0.1:8080", "s run-1 exited None"]);
+}
+
+#[test]
+fn what_does_not_go_is_given_up() {
+    let mut it = Watched::new();
+    let going = |given_up: i64| Seen { going: true, given_up: Some(given_up), ..seen("1", 2, Stage::Ready) };
+    it.cache.put("s", going(i64::MAX), false);
+    it.cache.give_up_lost();
+    assert!(it.finished.try_recv().is_err());
+    it.cache.put("s", Seen { version: 3, ..going(1) }, false);
+    it.told();
+    it.cache.give_up_lost();
+    it.cache.give_up_lost();
+    assert_eq!(it.finished.try_recv().unwrap().0, "s");
+    assert!(it.finished.try_recv().is_err());
+    it.cache.finish("s", "1", Vec::new());
+    assert_eq!(it.told(), ["s run-1 exited None  its node was lost"]);
 }
 
 #[test]

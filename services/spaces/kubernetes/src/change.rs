@@ -254,7 +254,8 @@ async fn find(inner: &Inner, space: &str) -> Result<Option<Seen>> {
 /// least: with less the cluster forgets it while its program still runs. (One
 /// whose containers have all ended goes at once, whatever it gets.) A
 /// kubelet keeps to the grace that it was given first; a later, shorter one is
-/// passed on for those that do not.
+/// passed on for those that do not. A pod whose node is lost gets no grace: nobody
+/// is left to end it, and the cluster would keep it and its name for ever.
 pub(crate) async fn end(
     inner: &Arc<Inner>,
     space: &str,
@@ -272,31 +273,16 @@ pub(crate) async fn end(
         _ => Vec::new(),
     };
     let seconds = grace.as_secs().max(1);
-    let params = DeleteParams {
-        grace_period_seconds: Some(u32::try_from(seconds).unwrap_or(u32::MAX)),
-        preconditions: Some(Preconditions { uid: Some(seen.uid.to_string()), resource_version: None }),
-        ..DeleteParams::default()
-    };
-    let mut tries = 0;
-    while let Err(error) = raw(STOP, inner.pods.delete(&seen.name, &params)).await? {
-        if !is(&error, 404) && !is(&error, 409) {
-            return Err(told(STOP, error));
-        }
-        // It is gone, or another has its name; or it was only changed meanwhile.
-        match look(inner, space, seen).await? {
-            Some(there) if there.uid == seen.uid && !there.going => {}
-            _ => break,
-        }
-        tries += 1;
-        if tries == TRIES {
-            return Err(told(STOP, error));
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
+    let mut given_up = seen.is_given_up();
+    remove(inner, space, seen, if given_up { 0 } else { seconds }).await?;
     let deadline = Instant::now() + Duration::from_secs(seconds) + GOING;
     let mut changes = inner.cache.changes();
     let mut next = Instant::now() + LOOK;
-    while inner.cache.pod(space).is_some_and(|it| it.uid == seen.uid) {
+    while let Some(there) = inner.cache.pod(space).filter(|it| it.uid == seen.uid) {
+        if !given_up && there.is_given_up() {
+            given_up = true;
+            remove(inner, space, seen, 0).await?;
+        }
         let now = Instant::now();
         if now >= deadline {
             return Err(Error::Stuck("the space's pod does not end: its node may be away".to_owned()));
@@ -319,6 +305,32 @@ pub(crate) async fn end(
         }
     }
     Ok(exit)
+}
+
+/// Deletes a pod, and never its successor.
+async fn remove(inner: &Inner, space: &str, seen: &Seen, seconds: u64) -> Result<()> {
+    let params = DeleteParams {
+        grace_period_seconds: Some(u32::try_from(seconds).unwrap_or(u32::MAX)),
+        preconditions: Some(Preconditions { uid: Some(seen.uid.to_string()), resource_version: None }),
+        ..DeleteParams::default()
+    };
+    let mut tries = 0;
+    while let Err(error) = raw(STOP, inner.pods.delete(&seen.name, &params)).await? {
+        if !is(&error, 404) && !is(&error, 409) {
+            return Err(told(STOP, error));
+        }
+        // It is gone, or another has its name; or it was only changed meanwhile.
+        match look(inner, space, seen).await? {
+            Some(there) if there.uid == seen.uid && (seconds == 0 || !there.going) => {}
+            _ => break,
+        }
+        tries += 1;
+        if tries == TRIES {
+            return Err(told(STOP, error));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(())
 }
 
 /// Removes what is kept of a space.

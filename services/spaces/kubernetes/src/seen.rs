@@ -8,6 +8,9 @@ use crate::guard::MAIN;
 use crate::names;
 use crate::why::{self, Stage};
 
+/// How many seconds a pod may be there beyond its grace until its node is given up.
+const GIVEN_UP: i64 = 30;
+
 /// A pod, as it was last seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
@@ -27,6 +30,9 @@ pub(crate) struct Seen {
     pub(crate) why: String,
     /// Whether it is being deleted.
     pub(crate) going: bool,
+    /// From when on, in microseconds of Unix time, nobody is believed to be there
+    /// that still ends it; none if it is not being deleted.
+    pub(crate) given_up: Option<i64>,
     /// The container whose log says most: the program's, or the one before it
     /// that is not over or failed. None while nothing has run.
     pub(crate) speaker: Option<Box<str>>,
@@ -53,6 +59,7 @@ impl Seen {
             stage,
             why,
             going: meta.deletion_timestamp.is_some(),
+            given_up: given_up(pod),
             speaker: speaker(pod),
         }
     }
@@ -60,6 +67,25 @@ impl Seen {
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.stage, Stage::Over(_))
     }
+
+    /// Whether its node had its time to end it, or is known to be lost.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up.is_some_and(|at| at <= jiff::Timestamp::now().as_microsecond())
+    }
+}
+
+/// When a pod is given up that is being deleted: at once if its node is lost, else
+/// a while after its node should have ended it. That is the time that it is
+/// to be gone by, and its grace once more: the grace may have been made shorter
+/// after its kubelet began.
+fn given_up(pod: &Pod) -> Option<i64> {
+    let by = pod.metadata.deletion_timestamp.as_ref()?.0.as_microsecond();
+    if why::is_lost(pod) {
+        return Some(0);
+    }
+    let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0).max(0);
+    let more = grace.saturating_add(GIVEN_UP).saturating_mul(1_000_000);
+    Some(by.saturating_add(more))
 }
 
 /// The value of a variable that was given as a text.

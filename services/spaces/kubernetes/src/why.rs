@@ -8,8 +8,8 @@
 //! Final, so that a start fails at once: an image name that is none, a program
 //! that ended (a pod's program is started once), a command that cannot be
 //! run, a step before the program that failed, a crash loop (where a template
-//! has its program restarted), an eviction, a deadline. All else may still
-//! come right and is waited for until the start's limit: no room, an image
+//! has its program restarted), an eviction, a deadline, a lost node. All else may
+//! still come right and is waited for until the start's limit: no room, an image
 //! that cannot be had, a volume that is not there, a secret that is missing.
 
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
@@ -18,6 +18,9 @@ use podyard_driver::Happening;
 
 use crate::guard::MAIN;
 use crate::pod::CLONE;
+
+/// Why a pod is over that its node can tell nothing of any more.
+pub(crate) const NODE_LOST: &str = "its node was lost";
 
 /// How far a pod is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +55,7 @@ pub(crate) fn stage(pod: &Pod) -> (Stage, String) {
     if let Some(why) = unscheduled(status) {
         return starting(why);
     }
+    let mut beside = String::new();
     for (container, first) in containers(status) {
         let Some(waiting) = container.state.as_ref().and_then(|it| it.waiting.as_ref()) else { continue };
         let (reason, message) = (text(waiting.reason.as_ref()), text(waiting.message.as_ref()));
@@ -73,23 +77,29 @@ pub(crate) fn stage(pod: &Pod) -> (Stage, String) {
             "CreateContainerError" | "RunContainerError" | "PreStartHookError" | "PostStartHookError" => {
                 format!("{what} cannot be started: {message}")
             }
+            // `ended` has left these: the program itself may run as it should.
+            "CrashLoopBackOff" => {
+                beside = crash_loop(container, container.last_state.as_ref(), first).reason;
+                continue;
+            }
             // On their way.
             _ => continue,
         };
         return starting(why);
     }
+    let or_beside = |words: &str| if beside.is_empty() { words.to_owned() } else { beside.clone() };
     let ready = status.conditions.iter().flatten().find(|it| it.type_ == "Ready");
     let Some(main) = status.container_statuses.iter().flatten().find(|it| it.name == MAIN) else {
-        return starting(String::new());
+        return starting(or_beside(""));
     };
     let Some(running) = main.state.as_ref().and_then(|it| it.running.as_ref()) else {
         let again = main.state.as_ref().is_some_and(|it| it.terminated.is_some());
-        return starting(if again { "its program ended and is started again".into() } else { String::new() });
+        return starting(or_beside(if again { "its program ended and is started again" } else { "" }));
     };
     if status.pod_ip.is_none() {
-        return starting(String::new());
+        return starting(or_beside(""));
     }
-    let Some(ready) = ready else { return starting(String::new()) };
+    let Some(ready) = ready else { return starting(or_beside("")) };
     if ready.status == "True" {
         return (Stage::Ready, String::new());
     }
@@ -99,9 +109,9 @@ pub(crate) fn stage(pod: &Pod) -> (Stage, String) {
         _ => false,
     };
     if was_ready {
-        (Stage::Ready, "its program is slow to answer".to_owned())
+        (Stage::Ready, or_beside("its program is slow to answer"))
     } else {
-        starting("its program runs and does not answer yet".to_owned())
+        starting(or_beside("its program runs and does not answer yet"))
     }
 }
 
@@ -116,6 +126,10 @@ fn ended(pod: &Pod, status: &PodStatus) -> Option<Ended> {
     let over = matches!(phase, "Failed" | "Succeeded");
     let stays = |code: i32| going || restarts == "Never" || (restarts == "OnFailure" && code == 0);
 
+    // A kubelet that is away tells of no end: what its containers were at last stays written.
+    if is_lost(pod) && !over && terminated.is_none() {
+        return Some(Ended { reason: NODE_LOST.to_owned(), ..Ended::default() });
+    }
     // What the cluster did to the pod as a whole says more than how its program took it.
     let disrupted = (over || terminated.is_some()).then(|| disruption(status)).flatten();
     if let Some(reason) = disrupted {
@@ -125,16 +139,20 @@ fn ended(pod: &Pod, status: &PodStatus) -> Option<Ended> {
     }
     for (container, first) in containers(status) {
         let (state, last) = (container.state.as_ref(), container.last_state.as_ref());
+        let before = first && !stays_beside(pod, &container.name);
         let waiting = state.and_then(|it| it.waiting.as_ref()).and_then(|it| it.reason.as_deref());
         match waiting {
             Some("InvalidImageName") => {
                 let reason = format!("{:?} is no name of an image", container.image);
                 return Some(Ended { reason, ..Ended::default() });
             }
-            Some("CrashLoopBackOff") => return Some(crash_loop(container, last, first)),
+            // What runs beside the program does not end it by crashing.
+            Some("CrashLoopBackOff") if before || container.name == MAIN => {
+                return Some(crash_loop(container, last, first));
+            }
             _ => {}
         }
-        if first
+        if before
             && let Some(end) = state.and_then(|it| it.terminated.as_ref())
             && end.exit_code != 0
             && (over || restarts == "Never")
@@ -152,6 +170,37 @@ fn ended(pod: &Pod, status: &PodStatus) -> Option<Ended> {
     }
 }
 
+/// Whether a container that is started before the program then runs beside it:
+/// the kubelet starts it again whenever it ends.
+fn stays_beside(pod: &Pod, name: &str) -> bool {
+    let mut first = pod.spec.iter().flat_map(|it| it.init_containers.iter().flatten());
+    first.any(|it| it.name == name && it.restart_policy.as_deref() == Some("Always"))
+}
+
+/// Whether a pod is being deleted because its node is lost, so that nobody is
+/// left to tell that it ended. A node may also only not want its pods any more:
+/// then its kubelet ends them in its own time, and tells of it. The two differ in
+/// that of a lost node the controller alone turns the pod not ready, while the
+/// kubelet's word of its containers stays.
+pub(crate) fn is_lost(pod: &Pod) -> bool {
+    let Some(status) = pod.status.as_ref().filter(|_| pod.metadata.deletion_timestamp.is_some()) else {
+        return false;
+    };
+    if status.reason.as_deref() == Some("NodeLost") {
+        return true;
+    }
+    let find = |of: &str| status.conditions.iter().flatten().find(|it| it.type_ == of);
+    let is = |of: &str, value: &str| find(of).is_some_and(|it| it.status == value);
+    match find("DisruptionTarget").filter(|it| it.status == "True").and_then(|it| it.reason.as_deref()) {
+        Some("DeletionByPodGC") => true,
+        Some("DeletionByTaintManager") => {
+            let gates = find("Ready").and_then(|it| it.reason.as_deref()) == Some("ReadinessGatesNotReady");
+            is("Ready", "False") && is("ContainersReady", "True") && !gates
+        }
+        _ => false,
+    }
+}
+
 /// Why the cluster ended a pod; none if it did not.
 fn disruption(status: &PodStatus) -> Option<String> {
     let message = text(status.message.as_ref());
@@ -162,7 +211,7 @@ fn disruption(status: &PodStatus) -> Option<String> {
         "Evicted" => return with("its node was short of something and evicted it", message),
         "DeadlineExceeded" => return Some("the time that it may run was over".to_owned()),
         "Preempting" | "Preempted" => return with("something more important took its place", message),
-        "NodeLost" => return with("its node was lost", message),
+        "NodeLost" => return with(NODE_LOST, message),
         "Shutdown" | "NodeShutdown" | "Terminated" => return with("its node was shut down", message),
         "NodeAffinity" | "OutOfcpu" | "OutOfmemory" | "OutOfpods" | "UnexpectedAdmissionError" => {
             return with("its node refused it", message);
@@ -179,7 +228,7 @@ fn disruption(status: &PodStatus) -> Option<String> {
         "EvictionByEvictionAPI" => Some("it was evicted, as when its node is emptied".to_owned()),
         "PreemptionByScheduler" => with("something more important took its place", message),
         "DeletionByTaintManager" => with("its node did not want it any more", message),
-        "DeletionByPodGC" => with("its node was lost", message),
+        "DeletionByPodGC" => with(NODE_LOST, message),
         "TerminationByKubelet" => with("its node ended it", message),
         _ => with("the cluster ended it", message),
     }

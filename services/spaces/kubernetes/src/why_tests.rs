@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::events::happening;
+use crate::seen::Seen;
 
 fn fixture(name: &str) -> Value {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(format!("{name}.json"));
@@ -156,4 +157,104 @@ fn a_deleted_pod_runs_until_its_program_has_ended() {
     let now = jiff::Timestamp::from_second(1).unwrap();
     pod.metadata.deletion_timestamp = Some(Time(now));
     assert_eq!(stage(&pod).0, Stage::Ready);
+}
+
+/// A pod whose node is not heard of any more: the kubelet's last word stays, and the
+/// cluster adds its own.
+fn unheard(reason: &str) -> Pod {
+    let mut pod = pod("ready");
+    let mut target = json!({ "type": "DisruptionTarget", "status": "True", "reason": reason });
+    target["message"] = json!("Taint manager: deleting due to NoExecute taint");
+    let conditions = pod.status.as_mut().unwrap().conditions.as_mut().unwrap();
+    conditions.iter_mut().find(|it| it.type_ == "Ready").unwrap().status = "False".to_owned();
+    conditions.push(serde_json::from_value(target).unwrap());
+    pod.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::now()));
+    pod.metadata.deletion_grace_period_seconds = Some(30);
+    pod
+}
+
+#[test]
+fn a_lost_node() {
+    for reason in ["DeletionByTaintManager", "DeletionByPodGC"] {
+        let pod = unheard(reason);
+        let ended = Ended { reason: "its node was lost".to_owned(), ..Ended::default() };
+        assert_eq!(stage(&pod), (Stage::Over(ended), "its node was lost".to_owned()), "{reason}");
+        assert!(Seen::of(&pod).is_given_up(), "{reason}");
+    }
+    // It is not going yet: its node may come back.
+    let mut pod = unheard("DeletionByTaintManager");
+    pod.metadata.deletion_timestamp = None;
+    assert_eq!(stage(&pod).0, Stage::Ready);
+    assert!(!Seen::of(&pod).is_given_up());
+}
+
+#[test]
+fn a_node_that_ends_its_pods_itself_is_not_lost() {
+    let told = |pod: &mut Pod, of: &str, is: &str| {
+        let conditions = pod.status.as_mut().unwrap().conditions.as_mut().unwrap();
+        conditions.iter_mut().find(|it| it.type_ == of).unwrap().status = is.to_owned();
+    };
+    let mut pod = unheard("DeletionByTaintManager");
+    told(&mut pod, "Ready", "True");
+    assert_eq!(stage(&pod).0, Stage::Ready);
+    // Its kubelet says itself that a container is not ready any more.
+    told(&mut pod, "Ready", "False");
+    told(&mut pod, "ContainersReady", "False");
+    assert_eq!(stage(&pod), (Stage::Ready, "its program is slow to answer".to_owned()));
+    assert!(!Seen::of(&pod).is_given_up());
+    let mut evicted = unheard("EvictionByEvictionAPI");
+    assert_eq!(stage(&evicted).0, Stage::Ready);
+    assert!(!Seen::of(&evicted).is_given_up());
+    // So it is only once it had its time, twice its grace and 30 s.
+    let ago = |seconds: i64| Some(Time(jiff::Timestamp::now() - jiff::SignedDuration::from_secs(seconds)));
+    evicted.metadata.deletion_timestamp = ago(50);
+    assert!(!Seen::of(&evicted).is_given_up());
+    evicted.metadata.deletion_timestamp = ago(61);
+    assert!(Seen::of(&evicted).is_given_up());
+}
+
+/// A pod that is ready but for a container beside the program that crashes: among the
+/// others, or among the first (`Always`: one that stays).
+fn crashing(first: bool, state: &Value) -> Pod {
+    let mut pod = pod("not_ready_yet");
+    let container = json!({
+        "name": "logger", "image": "logger:1", "imageID": "", "ready": false, "restartCount": 2,
+        "state": state, "lastState": { "terminated": { "exitCode": 5 } },
+    });
+    let container = serde_json::from_value(container).unwrap();
+    let status = pod.status.as_mut().unwrap();
+    if first {
+        status.init_container_statuses.get_or_insert_default().push(container);
+        let own = json!([{ "name": "logger", "restartPolicy": "Always" }]);
+        pod.spec.as_mut().unwrap().init_containers = Some(serde_json::from_value(own).unwrap());
+    } else {
+        status.container_statuses.as_mut().unwrap().push(container);
+    }
+    pod
+}
+
+#[test]
+fn what_crashes_beside_the_program_does_not_end_it() {
+    let wanted = "its container \"logger\" crashes again and again (3 times; the last: exit code 5)";
+    let waiting = json!({ "waiting": { "reason": "CrashLoopBackOff" } });
+    for first in [true, false] {
+        let mut pod = crashing(first, &waiting);
+        assert_eq!(stage(&pod), (Stage::Starting, wanted.to_owned()));
+        pod.status.as_mut().unwrap().container_statuses.as_mut().unwrap().retain(|it| it.name != MAIN);
+        assert_eq!(stage(&pod), (Stage::Starting, wanted.to_owned()));
+    }
+    // One that only runs before the program still holds it up for ever.
+    let mut plain = crashing(true, &waiting);
+    plain.spec.as_mut().unwrap().init_containers.as_mut().unwrap()[0].restart_policy = None;
+    assert!(matches!(stage(&plain).0, Stage::Over(_)));
+}
+
+#[test]
+fn what_stays_beside_the_program_may_end_once() {
+    let mut pod = crashing(true, &json!({ "terminated": { "exitCode": 5 } }));
+    pod.spec.as_mut().unwrap().restart_policy = Some("Never".to_owned());
+    assert_eq!(stage(&pod).0, Stage::Starting);
+    pod.spec.as_mut().unwrap().init_containers.as_mut().unwrap()[0].restart_policy = None;
+    let (Stage::Over(ended), _) = stage(&pod) else { panic!("not over") };
+    assert_eq!(ended.reason, "the container \"logger\", which runs before the program, failed: exit code 5");
 }
