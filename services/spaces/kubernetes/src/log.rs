@@ -62,9 +62,7 @@ pub(crate) async fn tail(pods: &Api<Pod>, seen: &Seen, bytes: usize) -> Result<V
         tail.drain(..tail.len().saturating_sub(bytes));
         Ok(tail)
     };
-    timeout(LIMIT, read)
-        .await
-        .unwrap_or_else(|_| Err(broken(std::io::ErrorKind::TimedOut.into())))
+    timeout(LIMIT, read).await.unwrap_or_else(|_| Err(broken(std::io::ErrorKind::TimedOut.into())))
 }
 
 /// Opens a log, however long that takes; none if there is none yet, or no more.

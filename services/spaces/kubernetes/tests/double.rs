@@ -467,7 +467,8 @@ async fn a_followed_log_ends_with_its_pod() {
     let mut launch = launch("s1", "example.org/real:1");
     launch.command = ["sh", "-c", "echo one; sleep 100"].map(str::to_owned).to_vec();
     driver.start(&launch).await.unwrap();
-    eventually("a log", || async { driver.log("s1", 1000).await.unwrap().contains("one").then_some(()) }).await;
+    eventually("a log", || async { driver.log("s1", 1000).await.unwrap().contains("one").then_some(()) })
+        .await;
     let mut lines = driver.follow_log("s1", 10).await.unwrap();
     assert_eq!(&*lines.recv().await.unwrap(), b"one\n");
     house.pods().delete("ws-ann-s10123456789abcdef", &DeleteParams::default().grace_period(0)).await.unwrap();
