@@ -91,7 +91,8 @@ async fn begin(req: &HttpRequest, app: &App, id: &str) -> Result<Followed> {
     let seat = spaces.followers.sit(&space.id)?;
     let lines = spaces.driver(&space.driver)?.follow_log(&space.id, tail).await.map_err(read_error)?;
     let token = token(req).unwrap_or_default().to_owned();
-    Ok(Followed { lines, seat, core: app.core.clone(), token, request_id: id.to_owned(), space: space.id })
+    let (core, request_id, space) = (app.core.clone(), id.to_owned(), space.id.clone());
+    Ok(Followed { lines, seat, core, token, request_id, space })
 }
 
 /// The space of that id or name, as the dispatcher finds it for this caller.
