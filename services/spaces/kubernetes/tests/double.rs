@@ -438,7 +438,7 @@ async fn a_followed_log_outlives_its_streams() {
     let house = House::new().await;
     let driver = house.driver().await;
     let mut launch = launch("s1", "example.org/real:1");
-    let script = "i=0; while [ $i -lt 80 ]; do i=$((i+1)); echo line $i; sleep 0.1; done; exit 4";
+    let script = "seq 1 80 | while read -r i; do echo line $i; sleep 0.1; done; exit 4";
     launch.command = ["sh", "-c", script].map(str::to_owned).to_vec();
     driver.start(&launch).await.unwrap();
     eventually("a log", || async { driver.log("s1", 1000).await.unwrap().contains('1').then_some(()) }).await;
