@@ -438,8 +438,9 @@ async fn a_followed_log_outlives_its_streams() {
     let house = House::new().await;
     let driver = house.driver().await;
     let mut launch = launch("s1", "example.org/real:1");
-    let script = "seq 1 80 | while read -r i; do echo line $i; sleep 0.1; done; exit 4";
-    launch.command = ["sh", "-c", script].map(str::to_owned).to_vec();
+    // Without a dollar, which the double leaves doubled.
+    let script = r#"BEGIN { while (++i <= 80) { print "line " i; fflush(); system("sleep 0.1") }; exit 4 }"#;
+    launch.command = ["awk", script].map(str::to_owned).to_vec();
     driver.start(&launch).await.unwrap();
     eventually("a log", || async { driver.log("s1", 1000).await.unwrap().contains('1').then_some(()) }).await;
     let mut lines = driver.follow_log("s1", 1000).await.unwrap();
