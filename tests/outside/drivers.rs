@@ -445,7 +445,7 @@ fn whoever_follows_slowly_or_goes_away_holds_nobody_up(kind: Kind) {
     }
     // Gone, they leave nothing behind, although the log goes on.
     let many: Vec<_> =
-        (0..20).map(|_| Following::open(&admin, &format!("/spaces/{id}/log?follow=true"))).collect();
+        (0..5).map(|_| Following::open(&admin, &format!("/spaces/{id}/log?follow=true"))).collect();
     for follower in many.iter().chain([&slow, &brisk]) {
         follower.stream.shutdown(std::net::Shutdown::Both).unwrap();
     }

@@ -342,6 +342,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), String> {
     asked_to_end().await?;
     gateway.shut_down();
     core.feed.shut_down();
+    process.spaces.shut_down();
     // Requests end and stages end or hand back their lease, side by side.
     let grace = Duration::from_secs(args.shutdown_grace);
     tokio::join!(handle.stop(true), workers.drain(), terminals.shut_down(grace));

@@ -2,7 +2,9 @@
 //! that goes on. It is a route of its own, since an answer of the dispatcher
 //! has an end; without `follow` the request passes on to that.
 
+use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,11 +14,11 @@ use actix_web::{HttpRequest, HttpResponse, guard, web};
 use bytes::Bytes;
 use podyard::db::Cost;
 use podyard::dispatch::IfMatch;
-use podyard::http::{App, authenticate, problem, query_params, request_id};
-use podyard::{Ctx, Error, Result};
+use podyard::http::{App, authenticate, problem, query_params, request_id, token};
+use podyard::{Core, Ctx, Error, Kind, Result};
 use podyard_gateway::Client;
-use tokio::sync::mpsc;
-use tokio::time::{Interval, interval};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::space::read_error;
 use crate::{Space, Spaces};
@@ -25,6 +27,10 @@ use crate::{Space, Spaces};
 const LINES: usize = 100;
 /// Most of them.
 const MOST_LINES: u32 = 100_000;
+/// Most that follow the log of one space, ...
+const MOST_IN_SPACE: usize = 8;
+/// ... and those of all spaces of this server.
+const MOST: usize = 256;
 
 /// Adds the routes; before those of the dispatcher.
 pub fn configure(cfg: &mut web::ServiceConfig) {
@@ -38,19 +44,29 @@ pub fn configure(cfg: &mut web::ServiceConfig) {
 async fn follow(req: HttpRequest, app: web::Data<App>) -> HttpResponse {
     let id = request_id(&req);
     match begin(&req, &app, &id).await {
-        Ok(lines) => HttpResponse::Ok()
+        Ok(followed) => HttpResponse::Ok()
             .content_type("text/plain; charset=utf-8")
             .insert_header((header::CACHE_CONTROL, "no-store"))
             .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
             // A proxy must not hold it back until there is more.
             .insert_header(("X-Accel-Buffering", "no"))
             .insert_header(("X-Request-Id", id))
-            .body(Lines { lines, client: Client::of(&req), look: interval(LOOK) }),
+            .body(Lines::of(followed, Client::of(&req))),
         Err(error) => problem(&error, &req, &id),
     }
 }
 
-async fn begin(req: &HttpRequest, app: &App, id: &str) -> Result<mpsc::Receiver<Bytes>> {
+/// A log that is followed, and by whom.
+struct Followed {
+    lines: mpsc::Receiver<Bytes>,
+    seat: Seat,
+    core: Arc<Core>,
+    token: String,
+    request_id: String,
+    space: String,
+}
+
+async fn begin(req: &HttpRequest, app: &App, id: &str) -> Result<Followed> {
     let cred = authenticate(&app.core, req)?;
     let mut tail = LINES;
     for (key, value) in query_params(req.uri().query().unwrap_or_default())? {
@@ -72,7 +88,11 @@ async fn begin(req: &HttpRequest, app: &App, id: &str) -> Result<mpsc::Receiver<
     let wanted = req.match_info().get("id").unwrap_or_default().to_owned();
     let space = found(&ctx, wanted).await?;
     let spaces = ctx.service::<Spaces>()?;
-    spaces.driver(&space.driver)?.follow_log(&space.id, tail).await.map_err(read_error)
+    let seat = spaces.followers.sit(&space.id)?;
+    let lines = spaces.driver(&space.driver)?.follow_log(&space.id, tail).await.map_err(read_error)?;
+    let token = token(req).unwrap_or_default().to_owned();
+    let (core, request_id, space) = (app.core.clone(), id.to_owned(), space.id.clone());
+    Ok(Followed { lines, seat, core, token, request_id, space })
 }
 
 /// The space of that id or name, as the dispatcher finds it for this caller.
@@ -83,16 +103,114 @@ async fn found(ctx: &Ctx, wanted: String) -> Result<Space> {
     row.map(|it| *it).map_err(|_| Error::internal("another type's row"))
 }
 
-/// How often it is looked whether the client of a log in which nothing comes is
-/// still there: only a write would tell.
+/// All who follow logs on this server.
+#[derive(Debug)]
+pub(crate) struct Followers {
+    /// How many there are, by space.
+    seats: Mutex<HashMap<String, usize>>,
+    stopping: watch::Sender<bool>,
+}
+
+impl Followers {
+    pub(crate) fn new() -> Self {
+        Self { seats: Mutex::default(), stopping: watch::Sender::new(false) }
+    }
+
+    /// Ends all, and takes no more.
+    pub(crate) fn shut_down(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    fn seats(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for one more who follows the log of a space.
+    fn sit(self: &Arc<Self>, space: &str) -> Result<Seat> {
+        if *self.stopping.borrow() {
+            return Err(Error::unavailable("the server is shutting down", 1));
+        }
+        let mut seats = self.seats();
+        let all: usize = seats.values().sum();
+        if all >= MOST {
+            let text = format!("{all} logs are followed, as many as the server has room for");
+            return Err(Error::unavailable(text, 10).class("TooManyFollowersError"));
+        }
+        let mine = seats.get(space).copied().unwrap_or_default();
+        if mine >= MOST_IN_SPACE {
+            let text =
+                format!("the space's log is followed {mine} times, and no more is possible; end one first");
+            return Err(Error::conflict(text).class("TooManyFollowersError"));
+        }
+        seats.insert(space.to_owned(), mine + 1);
+        Ok(Seat { followers: self.clone(), space: space.to_owned() })
+    }
+}
+
+/// The place of one who follows, given back when dropped.
+struct Seat {
+    followers: Arc<Followers>,
+    space: String,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut seats = self.followers.seats();
+        if let Some(count) = seats.get_mut(&self.space) {
+            *count -= 1;
+            if *count == 0 {
+                seats.remove(&self.space);
+            }
+        }
+    }
+}
+
+/// How often it is looked whether the client of a log is still there, since in
+/// one in which nothing comes only a write would tell, and whether it still may.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// The body: the driver is read when the client takes more, and let go when
 /// the client goes.
 struct Lines {
     lines: mpsc::Receiver<Bytes>,
-    client: Option<Client>,
-    look: Interval,
+    /// Comes to its end when the client has to go, or has gone; none afterwards.
+    over: Option<Pin<Box<dyn Future<Output = ()>>>>,
+}
+
+impl Lines {
+    fn of(followed: Followed, client: Option<Client>) -> Self {
+        let Followed { lines, seat, core, token, request_id, space } = followed;
+        let over = async move {
+            let mut stopping = seat.followers.stopping.subscribe();
+            let look = async {
+                let mut look = interval(LOOK);
+                look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                look.tick().await;
+                loop {
+                    look.tick().await;
+                    let gone = client.as_ref().is_some_and(Client::has_gone);
+                    if gone || !may_go_on(&core, &token, &request_id, &space).await {
+                        return;
+                    }
+                }
+            };
+            tokio::select! {
+                () = look => {}
+                // Else it would hold up the server's end.
+                _ = stopping.wait_for(|it| *it) => {}
+            }
+            drop(seat);
+        };
+        Self { lines, over: Some(Box::pin(over)) }
+    }
+}
+
+/// Whether the token still holds, and its owner still sees the space.
+async fn may_go_on(core: &Arc<Core>, token: &str, request_id: &str, space: &str) -> bool {
+    let Some(cred) = core.authenticate(token) else { return false };
+    let seen = found(&Ctx::new(core.clone(), cred, request_id), space.to_owned()).await;
+    // A database that does not answer is no reason to throw somebody out.
+    !seen.is_err_and(|it| matches!(it.kind(), Kind::NotFound | Kind::Forbidden | Kind::Unauthorized))
 }
 
 impl MessageBody for Lines {
@@ -106,14 +224,33 @@ impl MessageBody for Lines {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<std::result::Result<Bytes, Self::Error>>> {
-        if let Poll::Ready(piece) = self.lines.poll_recv(cx) {
-            return Poll::Ready(piece.map(Ok));
+        // First: a log in which much comes must end as well.
+        let Some(over) = &mut self.over else { return Poll::Ready(None) };
+        if over.as_mut().poll(cx).is_ready() {
+            self.over = None;
+            return Poll::Ready(None);
         }
-        while self.look.poll_tick(cx).is_ready() {
-            if self.client.as_ref().is_some_and(Client::has_gone) {
-                return Poll::Ready(None);
-            }
-        }
-        Poll::Pending
+        self.lines.poll_recv(cx).map(|piece| piece.map(Ok))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_so_many_places_and_no_more() {
+        let followers = Arc::new(Followers::new());
+        let sit = |space: usize| followers.sit(&space.to_string());
+        let mut seats: Vec<_> = (0..MOST).map(|i| sit(i / MOST_IN_SPACE).unwrap()).collect();
+        let full = sit(1000).err().unwrap();
+        assert_eq!((full.kind(), full.retry_after_seconds()), (Kind::Unavailable, Some(10)));
+        seats.pop();
+        assert_eq!(sit(0).err().unwrap().kind(), Kind::Conflict);
+        drop(sit(1000).unwrap());
+        drop(seats);
+        assert!(followers.seats().is_empty());
+        followers.shut_down();
+        assert_eq!(sit(0).err().unwrap().kind(), Kind::Unavailable);
     }
 }

@@ -86,6 +86,8 @@ pub struct Spaces {
     drivers: Vec<(Arc<dyn Driver>, Arc<observer::Waiters>)>,
     /// Reading logs off the disk.
     pub(crate) logs: Pool,
+    /// Who follows logs.
+    pub(crate) followers: Arc<http::Followers>,
 }
 
 impl Spaces {
@@ -94,7 +96,8 @@ impl Spaces {
     #[must_use]
     pub fn new(options: SpacesOptions, drivers: Vec<Arc<dyn Driver>>) -> Self {
         let drivers = drivers.into_iter().map(|it| (it, Arc::default())).collect();
-        Self { options, drivers, logs: Pool::new("logs", LOGS.0, LOGS.1) }
+        let followers = Arc::new(http::Followers::new());
+        Self { options, drivers, logs: Pool::new("logs", LOGS.0, LOGS.1), followers }
     }
 
     fn find(&self, name: &str) -> Result<&(Arc<dyn Driver>, Arc<observer::Waiters>)> {
@@ -116,6 +119,11 @@ impl Spaces {
 
     pub(crate) fn driven(&self) -> &[(Arc<dyn Driver>, Arc<observer::Waiters>)] {
         &self.drivers
+    }
+
+    /// Ends the logs that are followed, which would not end of themselves, and takes no more.
+    pub fn shut_down(&self) {
+        self.followers.shut_down();
     }
 
     /// The process ends: other processes take over what this one looked after.

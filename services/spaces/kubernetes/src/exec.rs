@@ -13,6 +13,7 @@
 //! they are there. What a process hides its environment, its arguments and its
 //! session with is found by nobody, and lasts as long as the pod.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -42,9 +43,14 @@ const END: Duration = Duration::from_secs(5);
 const OUTPUT: usize = 4;
 /// Inputs that may wait for the shell.
 const INPUT: usize = 8;
-/// How often the websocket is asked whether the other side is there; the server
+/// How often each websocket is asked whether the other side is there; the server
 /// itself asks never.
 const PING: Duration = Duration::from_secs(20);
+/// One of which nothing came for so long is lost: TCP would notice that only
+/// after a quarter of an hour, and only if something was to be sent.
+const SILENCE: Duration = PING.saturating_mul(3);
+/// So many bytes of input always have room on the way to the shell.
+const ROOM: u64 = 4096;
 
 /// The channels of the protocol: the first byte of each message.
 mod channel {
@@ -163,6 +169,69 @@ fn refused(error: &kube::Error) -> Error {
     }
 }
 
+/// When the other side of a websocket was last heard.
+struct Pulse {
+    begin: Instant,
+    /// In milliseconds since the beginning; 0: no ping was answered yet. A server
+    /// that answers none is not judged by that.
+    heard: AtomicU64,
+    /// Nothing is read, since nobody takes what was read.
+    held: AtomicBool,
+    /// Bytes of input that were sent, ...
+    sent: AtomicU64,
+    /// ... and how many of them the server is known to have read.
+    taken: AtomicU64,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        let (heard, sent, taken) = <(AtomicU64, AtomicU64, AtomicU64)>::default();
+        Self { begin: Instant::now(), heard, held: AtomicBool::default(), sent, taken }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+    }
+
+    /// A ping says how much was sent before it, and its answer says it again.
+    fn ping(&self) -> Message {
+        Message::Ping(Bytes::copy_from_slice(&self.sent.load(Relaxed).to_be_bytes()))
+    }
+
+    fn heard(&self, message: &Message) {
+        if let Message::Pong(said) = message {
+            if let Ok(taken) = <[u8; 8]>::try_from(&said[..]) {
+                self.taken.fetch_max(u64::from_be_bytes(taken), Relaxed);
+            }
+        } else if self.heard.load(Relaxed) == 0 {
+            return;
+        }
+        self.heard.store(self.now(), Relaxed);
+    }
+
+    fn hold(&self) {
+        self.held.store(true, Relaxed);
+    }
+
+    /// It is read again. What waits may come first.
+    fn go_on(&self) {
+        if self.held.swap(false, Relaxed) && self.heard.load(Relaxed) > 0 {
+            self.heard.store(self.now(), Relaxed);
+        }
+    }
+
+    /// Whether nobody seems to be there any more.
+    fn is_lost(&self) -> bool {
+        let heard = self.heard.load(Relaxed);
+        if heard == 0 || self.held.load(Relaxed) {
+            return false;
+        }
+        // A shell that reads nothing holds up the server, which then reads no pings.
+        let waits = self.sent.load(Relaxed).saturating_sub(self.taken.load(Relaxed)) > ROOM;
+        !waits && Duration::from_millis(self.now().saturating_sub(heard)) >= SILENCE
+    }
+}
+
 /// What arrives on an exec.
 enum News {
     Output(Bytes),
@@ -171,10 +240,14 @@ enum News {
 }
 
 /// The next of what an exec says.
-async fn next(stream: &mut SplitStream<Socket>) -> News {
+async fn next(stream: &mut SplitStream<Socket>, pulse: &Pulse) -> News {
     let lost = |reason: String| News::Over(TerminalEnd { code: None, reason });
     loop {
-        let mut bytes = match stream.next().await {
+        let message = stream.next().await;
+        if let Some(Ok(message)) = &message {
+            pulse.heard(message);
+        }
+        let mut bytes = match message {
             Some(Ok(Message::Binary(bytes))) => bytes,
             Some(Ok(Message::Close(_))) | None => {
                 return lost("the cluster closed the connection to the pod".into());
@@ -231,9 +304,9 @@ async fn keeper(place: &Place, id: &str) -> Result<(Keeper, String)> {
     let patience = PATIENCE.to_string();
     let command = ["sh", "-c", &script(KEEPER), "podyard-keeper", id, &patience];
     let mut exec = place.exec(&command, false).await?;
-    let mut said = BytesMut::new();
+    let (mut said, pulse) = (BytesMut::new(), Pulse::new());
     loop {
-        match next(&mut exec.stream).await {
+        match next(&mut exec.stream, &pulse).await {
             News::Output(bytes) => said.extend_from_slice(&bytes),
             News::Over(end) => {
                 let why = if end.reason.is_empty() { "its sh ended at once" } else { end.reason.as_str() };
@@ -262,7 +335,8 @@ impl Keeper {
                 self.0.sink.send(message(channel::STDIN, b"end\n")).await
             };
             if said.is_ok() {
-                while let News::Output(_) = next(&mut self.0.stream).await {}
+                let pulse = Pulse::new();
+                while let News::Output(_) = next(&mut self.0.stream, &pulse).await {}
             }
         };
         // If it does not come through, it sees that no lines come any more.
@@ -282,11 +356,14 @@ async fn serve(
 ) {
     let Exec { mut sink, mut stream, .. } = shell;
     let Keeper(Exec { sink: mut keeper_sink, stream: mut keeper_stream, closes }) = keeper;
+    let (pulse, keeper_pulse) = (Pulse::new(), Pulse::new());
     let reading = async {
         loop {
             // While nobody has room nothing is read: the cluster holds it back, and the shell waits.
+            pulse.hold();
             let Ok(room) = shown.reserve().await else { return None };
-            match next(&mut stream).await {
+            pulse.go_on();
+            match next(&mut stream, &pulse).await {
                 News::Output(bytes) => room.send(bytes),
                 News::Over(end) => return Some(end),
             }
@@ -302,11 +379,14 @@ async fn serve(
         loop {
             let frame = tokio::select! {
                 it = typed.recv() => match it {
-                    Some(TerminalInput::Data(bytes)) => message(channel::STDIN, &bytes),
+                    Some(TerminalInput::Data(bytes)) => {
+                        pulse.sent.fetch_add(bytes.len() as u64, Relaxed);
+                        message(channel::STDIN, &bytes)
+                    }
                     Some(TerminalInput::Resize(size)) => resize(size),
                     None => return None,
                 },
-                _ = ping.tick() => Message::Ping(Bytes::new()),
+                _ = ping.tick() => pulse.ping(),
             };
             if sink.send(frame).await.is_err() {
                 // What came before may still be read.
@@ -317,10 +397,16 @@ async fn serve(
     let keeping = async {
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ping = interval(PING);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let lost = || {
+            let reason = "the connection to the pod was lost".to_owned();
+            Some(TerminalEnd { code: None, reason })
+        };
         loop {
-            tokio::select! {
-                news = next(&mut keeper_stream) => match news {
-                    News::Output(_) => {}
+            let frame = tokio::select! {
+                news = next(&mut keeper_stream, &keeper_pulse) => match news {
+                    News::Output(_) => continue,
                     // Without it nobody would end the shell.
                     News::Over(end) => {
                         let reason = format!("the pod does not hold the terminal any more: {}", end.reason);
@@ -328,11 +414,16 @@ async fn serve(
                     }
                 },
                 _ = beat.tick() => {
-                    if keeper_sink.send(message(channel::STDIN, b"\n")).await.is_err() {
-                        let reason = "the connection to the pod was lost".to_owned();
-                        return Some(TerminalEnd { code: None, reason });
+                    // The two are connections of their own, and either may be lost alone.
+                    if pulse.is_lost() || keeper_pulse.is_lost() {
+                        return lost();
                     }
+                    message(channel::STDIN, b"\n")
                 }
+                _ = ping.tick() => keeper_pulse.ping(),
+            };
+            if keeper_sink.send(frame).await.is_err() {
+                return lost();
             }
         }
     };

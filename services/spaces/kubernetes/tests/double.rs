@@ -434,6 +434,49 @@ async fn logs() {
 }
 
 #[tokio::test]
+async fn a_followed_log_outlives_its_streams() {
+    let house = House::new().await;
+    let driver = house.driver().await;
+    let mut launch = launch("s1", "example.org/real:1");
+    // Without a dollar, which the double leaves doubled.
+    let script = r#"BEGIN { while (++i <= 80) { print "line " i; fflush(); system("sleep 0.1") }; exit 4 }"#;
+    launch.command = ["awk", script].map(str::to_owned).to_vec();
+    driver.start(&launch).await.unwrap();
+    eventually("a log", || async { driver.log("s1", 1000).await.unwrap().contains('1').then_some(()) }).await;
+    let mut lines = driver.follow_log("s1", 1000).await.unwrap();
+    let mut all = String::new();
+    let mut ends = vec![("line 40\n", "restart"), ("line 20\n", "cut/logs"), ("line 10\n", "cut/logs")];
+    while let Ok(Some(piece)) = tokio::time::timeout(LIMIT, lines.recv()).await {
+        all.push_str(std::str::from_utf8(&piece).unwrap());
+        if ends.last().is_some_and(|(at, _)| all.contains(at)) {
+            let (_, how) = ends.pop().unwrap();
+            house.double("POST", how, json!({"milliseconds": 300})).await;
+        }
+    }
+    assert!(ends.is_empty(), "{all}");
+    assert_eq!(all, (1..=80).map(|i| format!("line {i}\n")).collect::<String>());
+    // It ended with the run, and not before.
+    assert_eq!(exited(&driver, "s1").await.code, Some(4));
+    let counts = house.counts().await;
+    assert!(counts["get pods/log"].as_u64().unwrap() >= 5, "{counts}");
+}
+
+#[tokio::test]
+async fn a_followed_log_ends_with_its_pod() {
+    let house = House::new().await;
+    let driver = house.driver().await;
+    let mut launch = launch("s1", "example.org/real:1");
+    launch.command = ["sh", "-c", "echo one; sleep 100"].map(str::to_owned).to_vec();
+    driver.start(&launch).await.unwrap();
+    eventually("a log", || async { driver.log("s1", 1000).await.unwrap().contains("one").then_some(()) })
+        .await;
+    let mut lines = driver.follow_log("s1", 10).await.unwrap();
+    assert_eq!(&*lines.recv().await.unwrap(), b"one\n");
+    house.pods().delete("ws-ann-s10123456789abcdef", &DeleteParams::default().grace_period(0)).await.unwrap();
+    assert_eq!(tokio::time::timeout(LIMIT, lines.recv()).await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn through_the_proxy() {
     let house = House::new().await;
     let driver = KubernetesDriver::open(Options { reach: Reach::Proxy, ..house.options() }).await.unwrap();

@@ -3,6 +3,7 @@
 //! - `POST faults` adds a fault (see `faults::Fault`), `DELETE faults` takes all away.
 //! - `POST watches/<store>` disturbs the watches of a kind (`{"silent": true}`,
 //!   `{"duplicates": 1}`, `{"delayMs": 300}`); `POST cut/<store>` cuts them; `*` is all.
+//!   `POST cut/logs` ends the logs that are followed, as if they were over.
 //! - `GET stats` counts requests by verb and resource, `DELETE stats` begins anew.
 //! - `POST restart` `{"milliseconds": 500}`: the server goes away and comes back.
 //! - `POST compact`: what is older than now is too old to be watched from.

@@ -90,7 +90,16 @@ pub(crate) async fn answer(
         here.log
     };
     let (to, from) = mpsc::channel(64);
-    tokio::spawn(send(log, options, request.flag("follow"), to));
+    let mut cuts = server.faults.cuts();
+    cuts.mark_unchanged();
+    let follow = request.flag("follow");
+    tokio::spawn(async move {
+        tokio::select! {
+            () = send(log, options, follow, to) => {}
+            // As when something on the way has had enough of it: an end like every other.
+            () = async { while cuts.changed().await.is_ok() && cuts.borrow_and_update().of != "logs" {} } => {}
+        }
+    });
     Ok(http::stream("text/plain", from))
 }
 

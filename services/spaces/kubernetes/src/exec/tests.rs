@@ -36,6 +36,63 @@ fn scripts_go_without_their_comments() {
     assert!(script("# x\n  a # b\n\nc\n") == "a # b\nc\n");
 }
 
+async fn pass(seconds: u64) {
+    tokio::time::advance(Duration::from_secs(seconds)).await;
+}
+
+fn pong(pulse: &Pulse) {
+    let Message::Ping(said) = pulse.ping() else { panic!("no ping") };
+    pulse.heard(&Message::Pong(said));
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_is_a_lost_connection() {
+    let pulse = Pulse::new();
+    pong(&pulse);
+    pass(59).await;
+    assert!(!pulse.is_lost());
+    pass(1).await;
+    assert!(pulse.is_lost());
+    // Whatever comes is a sign of life.
+    pulse.heard(&Message::Binary(Bytes::from_static(b"\x01x")));
+    assert!(!pulse.is_lost());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_answers_no_pings_is_not_lost() {
+    let pulse = Pulse::new();
+    pulse.heard(&Message::Binary(Bytes::from_static(b"\x01x")));
+    pass(1000).await;
+    assert!(!pulse.is_lost());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_terminal_that_nobody_reads_is_not_lost() {
+    let pulse = Pulse::new();
+    pong(&pulse);
+    pulse.hold();
+    pass(1000).await;
+    assert!(!pulse.is_lost());
+    pulse.go_on();
+    assert!(!pulse.is_lost());
+    pass(60).await;
+    assert!(pulse.is_lost());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shell_that_reads_nothing_is_not_lost() {
+    let pulse = Pulse::new();
+    pong(&pulse);
+    pulse.sent.fetch_add(ROOM + 1, Relaxed);
+    pass(1000).await;
+    assert!(!pulse.is_lost());
+    // Once the server has read it, it can answer again; and some keys hold nobody up.
+    pong(&pulse);
+    pulse.sent.fetch_add(3, Relaxed);
+    pass(60).await;
+    assert!(pulse.is_lost());
+}
+
 /// The scripts, with the real shells of this machine.
 mod scripts {
     use std::io::{BufRead as _, BufReader, Write as _};
