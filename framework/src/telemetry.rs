@@ -99,7 +99,6 @@ pub use tracing_appender::non_blocking::{NonBlocking as LogWriter, WorkerGuard a
 
 /// What writes the log to the standard error, until the guard is dropped: a
 /// thread of its own, so that no request waits for a log that nobody reads.
-#[must_use]
 pub fn log_writer() -> (LogWriter, LogGuard) {
     let (writer, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default()
         .buffered_lines_limit(LOG_LINES)

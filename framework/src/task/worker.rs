@@ -401,7 +401,7 @@ impl Worker {
                 shares.note(&parts, &times);
                 claimed.extend(got.into_iter().map(|it| (it, None)));
             }
-            if !claimed.is_empty() && !(fresh && store::keep(conn, &id)?) {
+            if !(claimed.is_empty() || fresh && store::keep(conn, &id)?) {
                 store::lease(conn, &id, &process, now)?;
             }
             let mut tx = Tx::new(conn, &ctx);
