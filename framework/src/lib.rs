@@ -32,6 +32,7 @@ mod sharing;
 mod tags;
 pub mod task;
 pub mod telemetry;
+pub mod tls;
 pub mod trash;
 pub mod webhook;
 pub mod worker;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Cluster, HELPER, House, Kind, Server, body, key, until};
+use crate::harness::{Client, Cluster, House, Kind, body, key, until};
 
 on_each_database!(
     without mysql:
@@ -21,31 +21,6 @@ on_each_database!(
 /// Seconds until something that a cluster or a round of the observer does.
 const SOON: Duration = Duration::from_secs(30);
 
-fn serve(house: &House, cluster: &Cluster, more: &[&str]) -> Server {
-    let kubeconfig = cluster.kubeconfig();
-    let mut args = vec!["--driver", "kubernetes", "--kubernetes-kubeconfig", kubeconfig.to_str().unwrap()];
-    args.extend(["--kubernetes-lease", "3", "--kubernetes-orphan-grace", "2", "--max-running", "0"]);
-    if !more.contains(&"--kubernetes-reach") {
-        args.extend(["--kubernetes-reach", "direct"]);
-    }
-    args.extend(more);
-    let server = house.serve(&args);
-    let admin = server.admin();
-    until("the cluster was seen", SOON, || {
-        (admin.get("/templates/code-server").of("template")["available"] == true).then_some(())
-    });
-    server
-}
-
-fn template(admin: &Client, name: &str, more: Value) -> String {
-    let mut fields = json!({
-        "name": name, "kind_id": "ide", "driver": "kubernetes", "start_limit": 20,
-        "command": [HELPER, "serve-at", "0.0.0.0", "{port}"], "container": {"image": "echo:1"},
-    });
-    fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    key(&admin.post("/templates", &body("template", fields)).expect(201).of("template"), "id")
-}
-
 fn only(list: Vec<String>) -> String {
     assert_eq!(list.len(), 1, "{list:?}");
     list.into_iter().next().unwrap()
@@ -53,7 +28,7 @@ fn only(list: Vec<String>) -> String {
 
 /// The story of a space, whichever way the gateway takes.
 fn story(admin: &Client, cluster: &Cluster) -> String {
-    let echo = template(admin, "Echo", json!({}));
+    let echo = admin.container_template("Echo", &json!({}));
     let id = admin.space("first", &echo);
     assert!(cluster.names("pods").is_empty() && cluster.names("persistentvolumeclaims").is_empty());
     let space = admin.start(&id);
@@ -79,7 +54,7 @@ fn story(admin: &Client, cluster: &Cluster) -> String {
 
 fn a_space_lives_in_a_cluster_from_its_first_start_to_its_delete(kind: Kind) {
     let (house, cluster) = (House::new(kind), Cluster::start("10"));
-    let server = serve(&house, &cluster, &[]);
+    let server = house.serve_in(&cluster, &[]);
     let admin = server.admin();
     let id = story(&admin, &cluster);
     let pod = only(cluster.names("pods"));
@@ -138,7 +113,7 @@ fn a_space_lives_in_a_cluster_from_its_first_start_to_its_delete(kind: Kind) {
 
 fn a_space_is_reached_through_the_api_server(kind: Kind) {
     let (house, cluster) = (House::new(kind), Cluster::start("10"));
-    let server = serve(&house, &cluster, &["--kubernetes-reach", "proxy"]);
+    let server = house.serve_in(&cluster, &["--kubernetes-reach", "proxy"]);
     let admin = server.admin();
     let id = story(&admin, &cluster);
     let url = key(&admin.read_space(&id), "url");
@@ -156,10 +131,10 @@ fn a_space_is_reached_through_the_api_server(kind: Kind) {
 
 fn a_start_that_cannot_be_says_why_and_leaves_only_the_claim(kind: Kind) {
     let (house, cluster) = (House::new(kind), Cluster::start("10"));
-    let server = serve(&house, &cluster, &[]);
+    let server = house.serve_in(&cluster, &[]);
     let admin = server.admin();
     let missing = json!({"container": {"image": "nosuch:1"}, "start_limit": 6});
-    let id = admin.space("x", &template(&admin, "Missing", missing));
+    let id = admin.space("x", &admin.container_template("Missing", &missing));
     admin.act(&id, "start").expect(202);
     // It is told while it lasts, and on the page that waits.
     let waiting = until("it says what it waits for", SOON, || {
@@ -183,9 +158,9 @@ fn a_start_that_cannot_be_says_why_and_leaves_only_the_claim(kind: Kind) {
 
 fn what_happens_outside_is_shown(kind: Kind) {
     let (house, cluster) = (House::new(kind), Cluster::start("10"));
-    let mut server = serve(&house, &cluster, &[]);
+    let mut server = house.serve_in(&cluster, &[]);
     let admin = server.admin();
-    let id = admin.space("x", &template(&admin, "Echo", json!({})));
+    let id = admin.space("x", &admin.container_template("Echo", &json!({})));
     let stopped = |admin: &Client, what: &str| {
         let space = until(&format!("{what} is shown"), SOON, || {
             let space = admin.read_space(&id);
@@ -207,21 +182,21 @@ fn what_happens_outside_is_shown(kind: Kind) {
     admin.start(&id);
     server.kill_9();
     cluster.pod(&only(cluster.names("pods")), "kill");
-    let again = serve(&house, &cluster, &[]);
+    let again = house.serve_in(&cluster, &[]);
     stopped(&admin.at(&again.base), "what happened meanwhile");
 }
 
 fn another_server_takes_the_lead(kind: Kind) {
     let (house, cluster) = (House::new(kind), Cluster::start("10"));
     let mut servers = vec![
-        serve(&house, &cluster, &["--kubernetes-identity", "one"]),
-        serve(&house, &cluster, &["--kubernetes-identity", "two"]),
+        house.serve_in(&cluster, &["--kubernetes-identity", "one"]),
+        house.serve_in(&cluster, &["--kubernetes-identity", "two"]),
     ];
     let leader = until("one leads", SOON, || ["one", "two"].iter().position(|it| *it == cluster.leader()));
     let mut first = servers.remove(leader);
     let second = servers.remove(0);
     let admin = first.admin();
-    let id = admin.space("x", &template(&admin, "Echo", json!({})));
+    let id = admin.space("x", &admin.container_template("Echo", &json!({})));
     admin.start(&id);
     let pod = only(cluster.names("pods"));
     first.kill_9();
@@ -236,14 +211,14 @@ fn another_server_takes_the_lead(kind: Kind) {
 
 fn a_start_survives_its_server(kind: Kind) {
     let (house, cluster) = (House::new(kind), Cluster::start("10"));
-    let mut first = serve(&house, &cluster, &[]);
+    let mut first = house.serve_in(&cluster, &[]);
     let admin = first.admin();
-    let id = admin.space("x", &template(&admin, "Echo", json!({})));
+    let id = admin.space("x", &admin.container_template("Echo", &json!({})));
     for pause in [0, 20, 100, 400] {
         admin.at(&first.base).act(&id, "start").expect(202);
         std::thread::sleep(Duration::from_millis(pause));
         first.kill_9();
-        first = serve(&house, &cluster, &[]);
+        first = house.serve_in(&cluster, &[]);
         let admin = admin.at(&first.base);
         let space = admin.wait_for(&id, &["running"]);
         admin.get(&key(&space, "url")).expect(200);
@@ -254,9 +229,9 @@ fn a_start_survives_its_server(kind: Kind) {
 
 fn what_nobody_claims_is_removed_after_a_while_and_nothing_else(kind: Kind) {
     let (house, cluster) = (House::new(kind), Cluster::start("10"));
-    let server = serve(&house, &cluster, &[]);
+    let server = house.serve_in(&cluster, &[]);
     let admin = server.admin();
-    let id = admin.space("x", &template(&admin, "Echo", json!({})));
+    let id = admin.space("x", &admin.container_template("Echo", &json!({})));
     admin.start(&id);
     let ours = cluster.all("pods").remove(0);
     let pod = |name: &str, managed: Option<&str>, installation: &str| {

@@ -6,7 +6,8 @@
 //! or somebody else was quicker with the row, all is begun anew in a
 //! transaction that locks the row; nothing was written until then. Who asks
 //! for something else is found by diesel's own instrumentation, so it makes no
-//! difference how a hook talks to the database.
+//! difference how a hook uses its connection. (One that opens another of its
+//! own is not seen, and was never a part of the transaction.)
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};

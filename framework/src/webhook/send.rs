@@ -4,7 +4,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use hmac::{Hmac, Mac as _};
@@ -15,9 +14,7 @@ use hyper_util::rt::TokioIo;
 use sha2::Sha256;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::OnceCell;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::Webhook;
 
@@ -98,24 +95,6 @@ fn allowed(ip: IpAddr) -> bool {
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// The machine's own authorities, read once.
-async fn tls() -> Result<TlsConnector, String> {
-    static TLS: OnceCell<TlsConnector> = OnceCell::const_new();
-    let made = TLS.get_or_try_init(|| async {
-        let read = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs);
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(read.await.map_err(|e| e.to_string())?.certs);
-        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|e| e.to_string())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(TlsConnector::from(Arc::new(config)))
-    });
-    made.await.cloned()
-}
-
 async fn connect(place: &Place) -> Result<Box<dyn Stream>, String> {
     let found = tokio::net::lookup_host((place.host.as_str(), place.port));
     let all: Vec<SocketAddr> = found.await.map_err(|e| format!("{}: {e}", place.host))?.collect();
@@ -128,7 +107,8 @@ async fn connect(place: &Place) -> Result<Box<dyn Stream>, String> {
         match TcpStream::connect(addr).await {
             Ok(stream) if place.tls => {
                 let name = ServerName::try_from(place.host.clone()).map_err(|e| e.to_string())?;
-                let stream = tls().await?.connect(name, stream).await.map_err(|e| e.to_string())?;
+                let stream =
+                    crate::tls::connector().await?.connect(name, stream).await.map_err(|e| e.to_string())?;
                 return Ok(Box::new(stream));
             }
             Ok(stream) => return Ok(Box::new(stream)),

@@ -466,6 +466,6 @@ mod tests {
         assert_eq!(it.driver, [DriverName::Kubernetes]);
         assert!(with_file("driver = \"docker\"", &["podyard"]).unwrap_err().contains("driver"));
         let it = with_file("kubernetes-namespace = \"ides\"", &["podyard"]).unwrap();
-        assert_eq!(it.kubernetes.kubernetes_namespace, "ides");
+        assert_eq!(it.kubernetes.kubernetes_namespace.as_deref(), Some("ides"));
     }
 }

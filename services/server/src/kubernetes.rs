@@ -40,44 +40,20 @@ pub(crate) struct KubernetesArgs {
     #[arg(long, env = "PODYARD_KUBERNETES_KUBECONFIG", value_name = "FILE")]
     pub(crate) kubernetes_kubeconfig: Option<PathBuf>,
     /// The context of that file; else its current one.
-    #[arg(
-        long,
-        env = "PODYARD_KUBERNETES_CONTEXT",
-        default_value = "",
-        hide_default_value = true,
-        value_name = "NAME"
-    )]
-    pub(crate) kubernetes_context: String,
+    #[arg(long, env = "PODYARD_KUBERNETES_CONTEXT", value_name = "NAME")]
+    pub(crate) kubernetes_context: Option<String>,
     /// The namespace of the spaces; else the context's or the pod's own.
-    #[arg(
-        long,
-        env = "PODYARD_KUBERNETES_NAMESPACE",
-        default_value = "",
-        hide_default_value = true,
-        value_name = "NAME"
-    )]
-    pub(crate) kubernetes_namespace: String,
+    #[arg(long, env = "PODYARD_KUBERNETES_NAMESPACE", value_name = "NAME")]
+    pub(crate) kubernetes_namespace: Option<String>,
     /// Which Podyard this is, as a label of its objects: what carries another one's is never touched.
     #[arg(long, env = "PODYARD_KUBERNETES_INSTALLATION", default_value = "podyard", value_name = "NAME")]
     pub(crate) kubernetes_installation: String,
     /// The name of this process in the Lease that says who looks after all spaces; else made up.
-    #[arg(
-        long,
-        env = "PODYARD_KUBERNETES_IDENTITY",
-        default_value = "",
-        hide_default_value = true,
-        value_name = "NAME"
-    )]
-    pub(crate) kubernetes_identity: String,
+    #[arg(long, env = "PODYARD_KUBERNETES_IDENTITY", value_name = "NAME")]
+    pub(crate) kubernetes_identity: Option<String>,
     /// The storage class of the spaces' files where a template names none; else the cluster's default.
-    #[arg(
-        long,
-        env = "PODYARD_KUBERNETES_STORAGE_CLASS",
-        default_value = "",
-        hide_default_value = true,
-        value_name = "NAME"
-    )]
-    pub(crate) kubernetes_storage_class: String,
+    #[arg(long, env = "PODYARD_KUBERNETES_STORAGE_CLASS", value_name = "NAME")]
+    pub(crate) kubernetes_storage_class: Option<String>,
     /// A secret with the login of an image registry, for all spaces. May be given several times.
     #[arg(long, env = "PODYARD_KUBERNETES_PULL_SECRET", value_delimiter = ',', value_name = "NAME")]
     pub(crate) kubernetes_pull_secret: Vec<String>,
@@ -128,13 +104,11 @@ impl KubernetesArgs {
         let node_selector: BTreeMap<_, _> = self.kubernetes_node_selector.iter().cloned().collect();
         Options {
             kubeconfig: self.kubernetes_kubeconfig.clone(),
-            context: self.kubernetes_context.clone(),
-            namespace: self.kubernetes_namespace.clone(),
+            context: self.kubernetes_context.clone().unwrap_or_default(),
+            namespace: self.kubernetes_namespace.clone().unwrap_or_default(),
             installation: self.kubernetes_installation.clone(),
-            identity: Some(self.kubernetes_identity.clone())
-                .filter(|it| !it.is_empty())
-                .unwrap_or_else(identity),
-            storage_class: self.kubernetes_storage_class.clone(),
+            identity: self.kubernetes_identity.clone().filter(|it| !it.is_empty()).unwrap_or_else(identity),
+            storage_class: self.kubernetes_storage_class.clone().unwrap_or_default(),
             pull_secrets: self.kubernetes_pull_secret.clone(),
             node_selector,
             git_image: self.kubernetes_git_image.clone().unwrap_or(defaults.git_image),

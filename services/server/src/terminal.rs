@@ -5,7 +5,6 @@
 
 use std::io::{self, IsTerminal as _, Read as _};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::http::Uri;
@@ -17,8 +16,7 @@ use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{interval, timeout};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
@@ -269,7 +267,7 @@ async fn connect(args: &TerminalArgs, size: Size) -> Result<Socket, String> {
     stream.set_nodelay(true).map_err(|e| at(&e))?;
     let stream: Box<dyn Stream> = if tls {
         let name = ServerName::try_from(host.to_owned()).map_err(|e| at(&e))?;
-        Box::new(connector()?.connect(name, stream).await.map_err(|e| at(&e))?)
+        Box::new(podyard::tls::connector().await?.connect(name, stream).await.map_err(|e| at(&e))?)
     } else {
         Box::new(stream)
     };
@@ -311,19 +309,6 @@ fn language() -> Option<HeaderValue> {
     let locale = ["LC_ALL", "LC_MESSAGES", "LANG"].iter().find_map(|name| std::env::var(name).ok())?;
     let tag = locale.split(['.', '@']).next()?.replace('_', "-");
     HeaderValue::from_str(&tag).ok().filter(|it| !it.is_empty())
-}
-
-/// Believes the machine's authorities, or those of `SSL_CERT_FILE`.
-fn connector() -> Result<TlsConnector, String> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use podyard_driver::{Container, Repository};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
-/// As it is stored: JSON that [`ContainerSpec`] has judged.
+/// As it is stored: JSON that `ContainerSpec` has judged.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ContainerField(serde_json::Value);

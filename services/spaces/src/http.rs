@@ -2,9 +2,8 @@
 //! that goes on. It is a route of its own, since an answer of the dispatcher
 //! has an end; without `follow` the request passes on to that.
 
-use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,9 +16,10 @@ use podyard::dispatch::IfMatch;
 use podyard::http::{App, authenticate, problem, query_params, request_id, token};
 use podyard::{Core, Ctx, Error, Kind, Result};
 use podyard_gateway::Client;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::seats::{Full, Seat, Seats};
 use crate::space::read_error;
 use crate::{Space, Spaces};
 
@@ -88,7 +88,7 @@ async fn begin(req: &HttpRequest, app: &App, id: &str) -> Result<Followed> {
     let wanted = req.match_info().get("id").unwrap_or_default().to_owned();
     let space = found(&ctx, wanted).await?;
     let spaces = ctx.service::<Spaces>()?;
-    let seat = spaces.followers.sit(&space.id)?;
+    let seat = sit(&spaces.followers, &space.id)?;
     let lines = spaces.driver(&space.driver)?.follow_log(&space.id, tail).await.map_err(read_error)?;
     let token = token(req).unwrap_or_default().to_owned();
     let (core, request_id, space) = (app.core.clone(), id.to_owned(), space.id.clone());
@@ -103,66 +103,20 @@ async fn found(ctx: &Ctx, wanted: String) -> Result<Space> {
     row.map(|it| *it).map_err(|_| Error::internal("another type's row"))
 }
 
-/// All who follow logs on this server.
-#[derive(Debug)]
-pub(crate) struct Followers {
-    /// How many there are, by space.
-    seats: Mutex<HashMap<String, usize>>,
-    stopping: watch::Sender<bool>,
-}
-
-impl Followers {
-    pub(crate) fn new() -> Self {
-        Self { seats: Mutex::default(), stopping: watch::Sender::new(false) }
-    }
-
-    /// Ends all, and takes no more.
-    pub(crate) fn shut_down(&self) {
-        self.stopping.send_replace(true);
-    }
-
-    fn seats(&self) -> MutexGuard<'_, HashMap<String, usize>> {
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A place for one more who follows the log of a space.
-    fn sit(self: &Arc<Self>, space: &str) -> Result<Seat> {
-        if *self.stopping.borrow() {
-            return Err(Error::unavailable("the server is shutting down", 1));
-        }
-        let mut seats = self.seats();
-        let all: usize = seats.values().sum();
-        if all >= MOST {
+/// A place for one more who follows the log of a space.
+fn sit(seats: &Arc<Seats>, space: &str) -> Result<Seat> {
+    seats.take(space, MOST, MOST_IN_SPACE).map_err(|full| match full {
+        Full::Stopping => Error::unavailable("the server is shutting down", 1),
+        Full::Server(all) => {
             let text = format!("{all} logs are followed, as many as the server has room for");
-            return Err(Error::unavailable(text, 10).class("TooManyFollowersError"));
+            Error::unavailable(text, 10).class("TooManyFollowersError")
         }
-        let mine = seats.get(space).copied().unwrap_or_default();
-        if mine >= MOST_IN_SPACE {
+        Full::Space(mine) => {
             let text =
                 format!("the space's log is followed {mine} times, and no more is possible; end one first");
-            return Err(Error::conflict(text).class("TooManyFollowersError"));
+            Error::conflict(text).class("TooManyFollowersError")
         }
-        seats.insert(space.to_owned(), mine + 1);
-        Ok(Seat { followers: self.clone(), space: space.to_owned() })
-    }
-}
-
-/// The place of one who follows, given back when dropped.
-struct Seat {
-    followers: Arc<Followers>,
-    space: String,
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut seats = self.followers.seats();
-        if let Some(count) = seats.get_mut(&self.space) {
-            *count -= 1;
-            if *count == 0 {
-                seats.remove(&self.space);
-            }
-        }
-    }
+    })
 }
 
 /// How often it is looked whether the client of a log is still there, since in
@@ -181,7 +135,6 @@ impl Lines {
     fn of(followed: Followed, client: Option<Client>) -> Self {
         let Followed { lines, seat, core, token, request_id, space } = followed;
         let over = async move {
-            let mut stopping = seat.followers.stopping.subscribe();
             let look = async {
                 let mut look = interval(LOOK);
                 look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -197,7 +150,7 @@ impl Lines {
             tokio::select! {
                 () = look => {}
                 // Else it would hold up the server's end.
-                _ = stopping.wait_for(|it| *it) => {}
+                () = seat.stopping() => {}
             }
             drop(seat);
         };
@@ -231,26 +184,5 @@ impl MessageBody for Lines {
             return Poll::Ready(None);
         }
         self.lines.poll_recv(cx).map(|piece| piece.map(Ok))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn there_are_so_many_places_and_no_more() {
-        let followers = Arc::new(Followers::new());
-        let sit = |space: usize| followers.sit(&space.to_string());
-        let mut seats: Vec<_> = (0..MOST).map(|i| sit(i / MOST_IN_SPACE).unwrap()).collect();
-        let full = sit(1000).err().unwrap();
-        assert_eq!((full.kind(), full.retry_after_seconds()), (Kind::Unavailable, Some(10)));
-        seats.pop();
-        assert_eq!(sit(0).err().unwrap().kind(), Kind::Conflict);
-        drop(sit(1000).unwrap());
-        drop(seats);
-        assert!(followers.seats().is_empty());
-        followers.shut_down();
-        assert_eq!(sit(0).err().unwrap().kind(), Kind::Unavailable);
     }
 }

@@ -9,6 +9,7 @@ mod launch;
 mod observer;
 mod quantity;
 mod resolve;
+mod seats;
 mod seed;
 mod space;
 mod spec;
@@ -29,6 +30,7 @@ pub use kind::Kind;
 pub use observer::observe;
 pub use quantity::Quantity;
 pub use resolve::{Place, resolve};
+pub use seats::{Full, Seat, Seats};
 pub use seed::seed;
 pub use space::Space;
 pub use spec::Spec;
@@ -87,7 +89,7 @@ pub struct Spaces {
     /// Reading logs off the disk.
     pub(crate) logs: Pool,
     /// Who follows logs.
-    pub(crate) followers: Arc<http::Followers>,
+    pub(crate) followers: Arc<Seats>,
 }
 
 impl Spaces {
@@ -96,8 +98,8 @@ impl Spaces {
     #[must_use]
     pub fn new(options: SpacesOptions, drivers: Vec<Arc<dyn Driver>>) -> Self {
         let drivers = drivers.into_iter().map(|it| (it, Arc::default())).collect();
-        let followers = Arc::new(http::Followers::new());
-        Self { options, drivers, logs: Pool::new("logs", LOGS.0, LOGS.1), followers }
+        let logs = Pool::new("logs", LOGS.0, LOGS.1);
+        Self { options, drivers, logs, followers: Arc::default() }
     }
 
     fn find(&self, name: &str) -> Result<&(Arc<dyn Driver>, Arc<observer::Waiters>)> {

@@ -3,12 +3,13 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::server::built;
-use super::{Answer, Client};
+use super::{Answer, Client, HELPER, House, Server, body, key, until};
 
 /// Where everything of a test is.
 const NAMESPACE: &str = "default";
@@ -70,6 +71,42 @@ impl Cluster {
         let path = format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases");
         let leases = self.send("GET", &path, None).expect(200).json();
         leases["items"][0]["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+/// How long the servers' first sight of a cluster may take.
+const SEEN: Duration = Duration::from_secs(40);
+
+impl House {
+    /// A server with that cluster, of which it has seen that it is there.
+    pub(crate) fn serve_in(&self, cluster: &Cluster, more: &[&str]) -> Server {
+        let kubeconfig = cluster.kubeconfig();
+        let mut args =
+            vec!["--driver", "kubernetes", "--kubernetes-kubeconfig", kubeconfig.to_str().unwrap()];
+        args.extend(["--kubernetes-lease", "3", "--kubernetes-orphan-grace", "2", "--max-running", "0"]);
+        if !more.contains(&"--kubernetes-reach") {
+            args.extend(["--kubernetes-reach", "direct"]);
+        }
+        args.extend(more);
+        let server = self.serve(&args);
+        let admin = server.admin();
+        until("the cluster was seen", SEEN, || {
+            (admin.get("/templates/code-server").of("template")["available"] == true).then_some(())
+        });
+        server
+    }
+}
+
+impl Client {
+    /// A template whose container is the tests' own program, but for what `more` says.
+    #[track_caller]
+    pub(crate) fn container_template(&self, name: &str, more: &Value) -> String {
+        let mut fields = json!({
+            "name": name, "kind_id": "ide", "driver": "kubernetes", "start_limit": 20,
+            "command": [HELPER, "serve-at", "0.0.0.0", "{port}"], "container": {"image": "echo:1"},
+        });
+        fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        key(&self.post("/templates", &body("template", fields)).expect(201).of("template"), "id")
     }
 }
 

@@ -232,6 +232,31 @@ pub struct Launch {
     pub container: Option<Container>,
 }
 
+impl Launch {
+    /// Checks what no driver can run: a NUL in a text, and names in the environment
+    /// that are none or Podyard's own.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn check(&self) -> Result<()> {
+        let texts = self.command.iter().chain(self.env.iter().flat_map(|(name, value)| [name, value]));
+        if texts.chain([&self.sid, &self.base_path]).any(|text| text.contains('\0')) {
+            return Err(Error::Invalid("a NUL byte is in the command or the environment".to_owned()));
+        }
+        for (name, _) in &self.env {
+            if name.is_empty() || name.contains('=') {
+                return Err(Error::Invalid(format!("{name:?} is no name of an environment variable")));
+            }
+            if name.starts_with("PODYARD_") {
+                return Err(Error::Invalid(format!(
+                    "the environment variable {name} is reserved: names that begin PODYARD_ are set by Podyard"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What a container needs beside a program's command, environment and size.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {

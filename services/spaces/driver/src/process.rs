@@ -639,7 +639,7 @@ fn explain(
 
 fn start(inner: &Arc<Inner>, launch: &Launch) -> Result<Instance> {
     let folder = inner.folder(&launch.id)?;
-    check(launch)?;
+    launch.check()?;
     let run = folder.run();
     let at = || Error::io(format!("the space's folder {} cannot be used", folder.path().display()));
     // The folder may be deleted between its making and the taking of its door.
@@ -712,25 +712,6 @@ fn start(inner: &Arc<Inner>, launch: &Launch) -> Result<Instance> {
     inner.watch(&file, &folder);
     tracing::info!(space = %launch.id, instance = %file.instance, "space started");
     Ok(Instance { id: file.instance, started_at: file.started_at })
-}
-
-/// What no program can be started with.
-fn check(launch: &Launch) -> Result<()> {
-    let texts = launch.command.iter().chain(launch.env.iter().flat_map(|(name, value)| [name, value]));
-    if texts.chain([&launch.sid, &launch.base_path]).any(|text| text.contains('\0')) {
-        return Err(Error::Invalid("a NUL byte is in the command or the environment".into()));
-    }
-    for (name, _) in &launch.env {
-        if name.is_empty() || name.contains('=') {
-            return Err(Error::Invalid(format!("{name:?} is no name of an environment variable")));
-        }
-        if name.starts_with("PODYARD_") {
-            return Err(Error::Invalid(format!(
-                "the environment variable {name} is reserved: names that begin PODYARD_ are set by Podyard"
-            )));
-        }
-    }
-    Ok(())
 }
 
 pub(crate) fn is_inherited(name: &str) -> bool {

@@ -264,25 +264,12 @@ pub(crate) fn check(launch: &Launch) -> Result<&Container> {
     if parts.is_none_or(|it| it.split('/').any(|it| matches!(it, "" | "." | ".."))) || dir.contains(':') {
         return Err(Error::Invalid(format!("the mount {dir:?} is not the full path of a folder")));
     }
-    let mut texts = launch.command.iter().chain(launch.env.iter().flat_map(|(name, value)| [name, value]));
-    if texts.any(|text| text.contains('\0')) {
-        return Err(Error::Invalid("a NUL byte is in the command or the environment".to_owned()));
-    }
+    launch.check()?;
     let mut words = launch.command.iter().chain(launch.env.iter().map(|(_, value)| value));
     if words.any(|it| it.contains("{podyard}")) {
         return Err(Error::Invalid(
             "the command or the environment names {podyard}, which is in no container".to_owned(),
         ));
-    }
-    for (name, _) in &launch.env {
-        if name.is_empty() || name.contains('=') {
-            return Err(Error::Invalid(format!("{name:?} is no name of an environment variable")));
-        }
-        if name.starts_with("PODYARD_") {
-            return Err(Error::Invalid(format!(
-                "the environment variable {name} is reserved: names that begin PODYARD_ are set by Podyard"
-            )));
-        }
     }
     for (what, text) in [("cpu", &launch.cpu), ("memory", &launch.memory)] {
         if quantity::parse(text).is_none_or(|it| it == 0) {

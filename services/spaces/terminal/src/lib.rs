@@ -24,14 +24,13 @@ mod right;
 mod session;
 mod stats;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::web;
-use podyard::{Error, Kind, Result};
+use podyard::{Error, Result};
+use podyard_spaces::{Full, Seat, Seats};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 
 pub use podyard_spaces::Whose;
 pub use right::{Right, Rights};
@@ -78,11 +77,8 @@ pub(crate) struct Inner {
     pub(crate) options: Options,
     pub(crate) stats: Arc<Stats>,
     pub(crate) runtime: Handle,
-    pub(crate) stopping: watch::Sender<bool>,
-    /// How many are open, by space.
-    seats: Mutex<HashMap<String, usize>>,
-    /// Changes whenever one is closed.
-    closed: watch::Sender<()>,
+    /// Those who have one.
+    seats: Arc<Seats>,
 }
 
 impl Terminals {
@@ -94,9 +90,7 @@ impl Terminals {
                 options,
                 stats: Arc::default(),
                 runtime: Handle::current(),
-                stopping: watch::Sender::new(false),
-                seats: Mutex::default(),
-                closed: watch::Sender::new(()),
+                seats: Arc::default(),
             }),
         }
     }
@@ -120,67 +114,44 @@ impl Terminals {
     /// Asks all terminals to end, and those that still come; waits until they
     /// have, with their records, at most this long.
     pub async fn shut_down(&self, within: Duration) {
-        self.inner.stopping.send_replace(true);
-        let mut closed = self.inner.closed.subscribe();
-        let all = async {
-            while !self.inner.seats().is_empty() {
-                if closed.changed().await.is_err() {
-                    break;
-                }
-            }
-        };
-        if tokio::time::timeout(within, all).await.is_err() {
-            tracing::warn!(open = self.inner.seats().len(), "terminals did not end in time");
+        self.inner.seats.shut_down();
+        if tokio::time::timeout(within, self.inner.seats.empty()).await.is_err() {
+            tracing::warn!(open = self.inner.seats.count(), "terminals did not end in time");
         }
     }
 }
 
 impl Inner {
-    fn seats(&self) -> std::sync::MutexGuard<'_, HashMap<String, usize>> {
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A place for one more terminal in a space.
-    pub(crate) fn sit(self: &Arc<Self>, space: &str) -> Result<Seat> {
-        if *self.stopping.borrow() {
-            return Err(Error::unavailable("the server is about to end", 1));
-        }
-        let mut seats = self.seats();
-        let all: usize = seats.values().sum();
-        if all >= self.options.most {
-            let text = format!("{all} terminals are open, as many as the server has room for");
-            return Err(Error::unavailable(text, 10).class("TooManyTerminalsError"));
-        }
-        let mine = seats.entry(space.to_owned()).or_default();
-        if *mine >= self.options.most_in_space {
-            let text =
-                format!("{mine} terminals are open in the space, and no more are possible; close one first");
-            return Err(Error::new(Kind::Conflict, text).class("TooManyTerminalsError"));
-        }
-        *mine += 1;
+    pub(crate) fn sit(self: &Arc<Self>, space: &str) -> Result<Place> {
+        let Options { most, most_in_space, .. } = self.options;
+        let seat = self.seats.take(space, most, most_in_space).map_err(|full| match full {
+            Full::Stopping => Error::unavailable("the server is about to end", 1),
+            Full::Server(all) => {
+                let text = format!("{all} terminals are open, as many as the server has room for");
+                Error::unavailable(text, 10).class("TooManyTerminalsError")
+            }
+            Full::Space(mine) => {
+                let text = format!(
+                    "{mine} terminals are open in the space, and no more are possible; close one first"
+                );
+                Error::conflict(text).class("TooManyTerminalsError")
+            }
+        })?;
         self.stats.opened();
-        Ok(Seat { inner: self.clone(), space: space.to_owned() })
+        Ok(Place { seat, stats: self.stats.clone() })
     }
 }
 
-/// The place of one terminal.
+/// The place of one terminal, which is counted while it is open.
 #[derive(Debug)]
-pub(crate) struct Seat {
-    inner: Arc<Inner>,
-    space: String,
+pub(crate) struct Place {
+    pub(crate) seat: Seat,
+    stats: Arc<Stats>,
 }
 
-impl Drop for Seat {
+impl Drop for Place {
     fn drop(&mut self) {
-        let mut seats = self.inner.seats();
-        if let Some(count) = seats.get_mut(&self.space) {
-            *count -= 1;
-            if *count == 0 {
-                seats.remove(&self.space);
-            }
-        }
-        drop(seats);
-        self.inner.stats.closed();
-        self.inner.closed.send_replace(());
+        self.stats.closed();
     }
 }

@@ -9,9 +9,9 @@ use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use podyard::i18n::{self, Lang};
-use podyard::{Ctx, Result};
+use podyard::{Ctx, Kind, Result};
 use podyard_driver::{Terminal, TerminalEnd, TerminalInput, TerminalSize};
-use podyard_spaces::{Closed, Space, note_closed, open_terminal};
+use podyard_spaces::{Closed, Space, note_closed, open_terminal, terminal_space};
 use socket2::Socket;
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, oneshot};
@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use crate::protocol::{self, FromServer};
-use crate::{Inner, Seat};
+use crate::{Inner, Place};
 
 /// Most bytes of a frame from a client. A paste is cut into more.
 const FRAME: usize = 64 * 1024;
@@ -47,7 +47,7 @@ pub(crate) struct Opening {
     pub(crate) token: String,
     /// The language of what the client is told.
     pub(crate) lang: Lang,
-    pub(crate) seat: Seat,
+    pub(crate) seat: Place,
     /// Dropped by the other side: the connection is gone.
     pub(crate) gone: oneshot::Receiver<()>,
     /// The connection, to end it where the client does not.
@@ -83,6 +83,8 @@ enum Over {
     Idle,
     /// The token has expired or was revoked.
     Token,
+    /// The space is not theirs any more, or they see it no more.
+    Right,
     /// The server ends.
     Stopping,
 }
@@ -97,6 +99,7 @@ impl Over {
             Self::Odd => "protocol",
             Self::Idle => "idle",
             Self::Token => "token",
+            Self::Right => "right",
             Self::Stopping => "stopping",
         }
     }
@@ -109,6 +112,9 @@ impl Over {
             Self::Odd => (CloseCode::Protocol, "TerminalProtocolError", "what was sent is not this protocol"),
             Self::Idle => (CloseCode::Policy, "TerminalIdleError", "nothing has moved for too long"),
             Self::Token => (CloseCode::Policy, "UnauthorizedError", "the token is not valid any more"),
+            Self::Right => {
+                (CloseCode::Policy, "ForbiddenError", "a terminal in this space is not allowed any more")
+            }
             Self::Stopping => (CloseCode::Away, "ServiceUnavailableError", "the server ends"),
         };
         Some((code, FromServer::error(class, i18n::text(lang, message))))
@@ -187,7 +193,8 @@ impl Session {
             biased;
             over = down(&mut output, &send, &moved, &inner) => over,
             over = up(&input, &mut stream, &send, &moved, &inner, lang) => over,
-            over = watch(&inner, &ctx, &token, &send, &moved) => over,
+            over = watch(&inner, &ctx, &row, &token, &send, &moved) => over,
+            () = seat.seat.stopping() => Over::Stopping,
             () = &mut writer => Over::Client,
         };
         // Only a shell that is over can say how; the others are ended by this.
@@ -320,21 +327,26 @@ async fn write(mut sink: SplitSink<Socketed, Message>, mut frames: mpsc::Receive
 }
 
 /// Asks after the client and looks whether it may go on.
-async fn watch(inner: &Inner, ctx: &Ctx, token: &str, send: &mpsc::Sender<Message>, moved: &Moved) -> Over {
-    let mut stopping = inner.stopping.subscribe();
+async fn watch(
+    inner: &Inner,
+    ctx: &Ctx,
+    space: &Space,
+    token: &str,
+    send: &mpsc::Sender<Message>,
+    moved: &Moved,
+) -> Over {
     let mut ping = interval(inner.options.ping);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = stopping.wait_for(|it| *it) => return Over::Stopping,
             () = sleep_until(moved.idle_at(inner.options.idle)) => {
                 if Instant::now() >= moved.idle_at(inner.options.idle) {
                     return Over::Idle;
                 }
             }
             _ = ping.tick() => {
-                if ctx.core().authenticate(token).is_none() {
-                    return Over::Token;
+                if let Some(over) = may_not(inner, ctx, space, token).await {
+                    return over;
                 }
                 if moved.is_silent(inner.options.ping * 3) {
                     return Over::Silent;
@@ -344,6 +356,17 @@ async fn watch(inner: &Inner, ctx: &Ctx, token: &str, send: &mpsc::Sender<Messag
             }
         }
     }
+}
+
+/// Why whoever has the terminal may have it no longer: who may today is judged
+/// anew, with what the token says today.
+async fn may_not(inner: &Inner, ctx: &Ctx, space: &Space, token: &str) -> Option<Over> {
+    let Some(cred) = ctx.core().authenticate(token) else { return Some(Over::Token) };
+    let whose = inner.options.rights.of(&cred);
+    let ctx = Ctx::new(ctx.core().clone(), cred, ctx.request_id());
+    let error = terminal_space(&ctx, &space.id, whose).await.err()?;
+    // One that stops is ended by its driver, and a database that does not answer throws nobody out.
+    matches!(error.kind(), Kind::NotFound | Kind::Forbidden).then_some(Over::Right)
 }
 
 /// Tells the client why it is over, unless that is by itself.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Client, Cluster, HELPER, House, Kind, Server, body, key, random, until};
+use crate::harness::{Answer, Client, Cluster, HELPER, House, Kind, key, random, until};
 
 on_each_database!(
     without mysql:
@@ -18,30 +18,6 @@ on_each_database!(
 );
 
 const SOON: Duration = Duration::from_secs(40);
-
-fn serve(house: &House, cluster: &Cluster, more: &[&str]) -> Server {
-    let kubeconfig = cluster.kubeconfig();
-    let mut args = vec!["--driver", "kubernetes", "--kubernetes-kubeconfig", kubeconfig.to_str().unwrap()];
-    args.extend(["--kubernetes-lease", "3", "--kubernetes-orphan-grace", "2", "--max-running", "0"]);
-    args.extend(["--kubernetes-reach", "direct"]);
-    args.extend(more);
-    let server = house.serve(&args);
-    let admin = server.admin();
-    until("the cluster was seen", SOON, || {
-        (admin.get("/templates/code-server").of("template")["available"] == true).then_some(())
-    });
-    server
-}
-
-/// A template whose program is the tests' own, but for what `more` says.
-fn template(admin: &Client, name: &str, more: &Value) -> String {
-    let mut fields = json!({
-        "name": name, "kind_id": "ide", "driver": "kubernetes", "start_limit": 20,
-        "command": [HELPER, "serve-at", "0.0.0.0", "{port}"], "container": {"image": "echo:1"},
-    });
-    fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    key(&admin.post("/templates", &body("template", fields)).expect(201).of("template"), "id")
-}
 
 /// A start that must fail: its reason, and how long it took.
 fn fails(admin: &Client, name: &str, template: &str) -> (String, Duration) {
@@ -61,7 +37,7 @@ fn fails(admin: &Client, name: &str, template: &str) -> (String, Duration) {
 
 fn each_failure_of_a_pod_is_told_in_words(kind: Kind) {
     let (house, cluster) = (House::new(kind), Cluster::start("10"));
-    let server = serve(&house, &cluster, &[]);
+    let server = house.serve_in(&cluster, &[]);
     let admin = server.admin();
     // What is final is told at once, what may come right when the limit is over.
     let cases = [
@@ -93,7 +69,7 @@ fn each_failure_of_a_pod_is_told_in_words(kind: Kind) {
     for (name, more, words, at_once) in cases {
         let mut more = more.clone();
         more["start_limit"] = json!(if at_once { 30 } else { 4 });
-        let (reason, took) = fails(&admin, name, &template(&admin, name, &more));
+        let (reason, took) = fails(&admin, name, &admin.container_template(name, &more));
         assert!(reason.contains(words), "{name}: {reason}");
         if at_once {
             assert!(took < Duration::from_secs(15), "{name} took {took:?}");
@@ -101,7 +77,7 @@ fn each_failure_of_a_pod_is_told_in_words(kind: Kind) {
     }
     // No room: the node is small now.
     cluster.send("POST", "/_double/node", Some(&json!({"memory": "1Mi"}))).expect(200);
-    let (reason, _) = fails(&admin, "room", &template(&admin, "room", &json!({"start_limit": 4})));
+    let (reason, _) = fails(&admin, "room", &admin.container_template("room", &json!({"start_limit": 4})));
     assert!(reason.contains("no room"), "{reason}");
     cluster.send("POST", "/_double/node", Some(&json!({"memory": "256Gi"}))).expect(200);
     // Whatever failed left nothing that runs, and every claim.
@@ -114,9 +90,9 @@ fn each_failure_of_a_pod_is_told_in_words(kind: Kind) {
 
 fn what_a_cluster_refuses_is_told_in_words(kind: Kind) {
     let (house, cluster) = (House::new(kind), Cluster::start("10"));
-    let server = serve(&house, &cluster, &[]);
+    let server = house.serve_in(&cluster, &[]);
     let admin = server.admin();
-    let echo = template(&admin, "Echo", &json!({}));
+    let echo = admin.container_template("Echo", &json!({}));
     let put = |plural: &str, object: &Value| {
         cluster.send("POST", &format!("/api/v1/namespaces/default/{plural}"), Some(object)).expect(201);
     };
@@ -164,9 +140,9 @@ fn what_a_cluster_refuses_is_told_in_words(kind: Kind) {
 
 fn trouble_with_the_api_server_passes(kind: Kind) {
     let (house, cluster) = (House::new(kind), Cluster::start("10"));
-    let server = serve(&house, &cluster, &[]);
+    let server = house.serve_in(&cluster, &[]);
     let admin = server.admin();
-    let id = admin.space("x", &template(&admin, "Echo", &json!({"start_limit": 60})));
+    let id = admin.space("x", &admin.container_template("Echo", &json!({"start_limit": 60})));
     let order = |what: &str, order: &Value| -> Answer {
         cluster.send("POST", &format!("/_double/{what}"), Some(order)).expect(200)
     };
@@ -225,9 +201,9 @@ fn trouble_with_the_api_server_passes(kind: Kind) {
 
 fn watches_that_are_disturbed_do_no_harm(kind: Kind) {
     let (house, cluster) = (House::new(kind), Cluster::start("10"));
-    let server = serve(&house, &cluster, &[]);
+    let server = house.serve_in(&cluster, &[]);
     let admin = server.admin();
-    let id = admin.space("x", &template(&admin, "Echo", &json!({})));
+    let id = admin.space("x", &admin.container_template("Echo", &json!({})));
     let order = |what: &str, order: Value| {
         cluster.send("POST", &format!("/_double/{what}"), Some(&order)).expect(200);
     };
@@ -263,9 +239,9 @@ fn watches_that_are_disturbed_do_no_harm(kind: Kind) {
 /// Ten rounds of a start or a stop during which the server dies at a moment nobody chose.
 fn after_a_kill_at_any_moment_rows_and_pods_agree(kind: Kind) {
     let (house, cluster) = (House::new(kind), Cluster::start("10"));
-    let mut server = serve(&house, &cluster, &[]);
+    let mut server = house.serve_in(&cluster, &[]);
     let mut admin = server.admin();
-    let echo = template(&admin, "Echo", &json!({}));
+    let echo = admin.container_template("Echo", &json!({}));
     let ids = [admin.space("one", &echo), admin.space("two", &echo)];
     admin.start(&ids[1]);
     for round in 0..10 {
@@ -283,7 +259,7 @@ fn after_a_kill_at_any_moment_rows_and_pods_agree(kind: Kind) {
         if round % 3 == 0 {
             std::thread::sleep(Duration::from_millis(random(1500)));
         }
-        server = serve(&house, &cluster, &[]);
+        server = house.serve_in(&cluster, &[]);
         admin = admin.at(&server.base);
         // What was answered was promised.
         admin.wait_for(to_start, &["running"]);
@@ -308,10 +284,11 @@ fn requests(cluster: &Cluster) -> (u64, Value) {
 
 fn spaces_at_rest_cost_no_requests(kind: Kind) {
     let (house, cluster) = (House::new(kind), Cluster::start("20"));
-    let server = serve(&house, &cluster, &["--max-spaces", "1000"]);
+    let server = house.serve_in(&cluster, &["--max-spaces", "1000"]);
     let admin = server.admin();
     // Containers that only pretend, so that there may be many of them.
-    let quiet = template(&admin, "Quiet", &json!({"command": [], "container": {"image": "pretend:1"}}));
+    let quiet =
+        admin.container_template("Quiet", &json!({"command": [], "container": {"image": "pretend:1"}}));
     let at_rest = || {
         std::thread::sleep(Duration::from_secs(1));
         cluster.send("DELETE", "/_double/stats", None).expect(200);
