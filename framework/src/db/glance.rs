@@ -115,8 +115,10 @@ pub(super) fn run(conn: &mut AnyConnection, kind: &'static str, job: &mut dyn Jo
         Ok(_) if state != State::Sent && job.lost_connection() => false,
         Ok(_) => true,
         Err(panic) if is_ours(panic.as_ref()) => {
-            if state != State::Fresh {
-                in_vain(kind);
+            match state {
+                State::Fresh => {}
+                State::Sent => in_vain(kind, BREATH),
+                _ => in_vain(kind, PAUSE),
             }
             false
         }
@@ -131,9 +133,13 @@ static IN_VAIN: Mutex<Option<HashMap<&'static str, u32>>> = Mutex::new(None);
 /// the type has a hook that asks the database.
 const PAUSE: u32 = 1000;
 
-fn in_vain(kind: &'static str) {
+/// So many after one whose row somebody else was quicker with: rare where rows are
+/// many, and where all want one row most are done the way that waits for it.
+const BREATH: u32 = 8;
+
+fn in_vain(kind: &'static str, pause: u32) {
     let mut all = IN_VAIN.lock().unwrap_or_else(PoisonError::into_inner);
-    all.get_or_insert_default().insert(kind, PAUSE);
+    all.get_or_insert_default().insert(kind, pause);
 }
 
 fn is_worth_it(kind: &'static str) -> bool {
