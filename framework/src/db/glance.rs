@@ -101,10 +101,12 @@ pub(super) fn send(conn: &mut AnyConnection) -> Result<()> {
     Ok(())
 }
 
-/// Runs the work so; `false`: it is to be run anew in a transaction.
-pub(super) fn run(conn: &mut AnyConnection, kind: &'static str, job: &mut dyn Job) -> bool {
+/// Runs the work so and tells whether it succeeded; `None`: it is to be run
+/// anew in a transaction.
+pub(super) fn run(conn: &mut AnyConnection, job: &mut dyn Job) -> Option<bool> {
+    let kind = job.of_row()?.kind;
     if !is_worth_it(kind) {
-        return false;
+        return None;
     }
     STATE.set(State::Fresh);
     let done = catch_unwind(AssertUnwindSafe(|| job.run(conn)));
@@ -112,15 +114,15 @@ pub(super) fn run(conn: &mut AnyConnection, kind: &'static str, job: &mut dyn Jo
     HELD.take();
     match done {
         // A connection that was lost before the write: another may have been found meanwhile.
-        Ok(_) if state != State::Sent && job.lost_connection() => false,
-        Ok(_) => true,
+        Ok(_) if state != State::Sent && job.lost_connection() => None,
+        Ok(kept) => Some(kept),
         Err(panic) if is_ours(panic.as_ref()) => {
             match state {
                 State::Fresh => {}
                 State::Sent => in_vain(kind, BREATH),
                 _ => in_vain(kind, PAUSE),
             }
-            false
+            None
         }
         Err(panic) => resume_unwind(panic),
     }
