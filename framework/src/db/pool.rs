@@ -143,8 +143,8 @@ impl Threads {
             waiting: AtomicUsize::new(0),
             group: options.group.max(1),
             rows: Mutex::default(),
-            shares: name == "postgres",
-            threads: threads.max(1) as usize,
+            // Half of them: the other half is there for reads, and that commits are shared at all.
+            lanes: if name == "postgres" { threads.div_ceil(2) as usize } else { 0 },
         };
         Ok(Self {
             jobs,
@@ -216,13 +216,13 @@ impl Threads {
         let full = || self.full();
         let (job, answer) = Write::new(work, u32::from(lock.is_some()));
         match lock {
-            None if self.queues.shares && job.of_row().is_some() => {
-                let queues = self.queues.clone();
-                self.queues.rows().push_back(job);
-                let run = move |pool: &Pool<Manager>| serve_rows(pool, &queues);
-                if self.jobs.try_send(Box::new(run)).is_err() {
-                    self.queues.rows().pop_back();
-                    return Err(full());
+            None if self.queues.lanes > 0 && job.of_row().is_some() => {
+                if self.queues.push_row(job, self.queue) {
+                    let (queues, jobs) = (self.queues.clone(), self.jobs.clone());
+                    let run = move |pool: &Pool<Manager>| serve_rows(pool, &queues, &jobs);
+                    if self.jobs.try_send(Box::new(run)).is_err() {
+                        self.queues.refuse_rows();
+                    }
                 }
             }
             None => {
@@ -250,12 +250,17 @@ struct Queues {
     waiting: AtomicUsize,
     /// Most of them in one transaction.
     group: usize,
-    /// Writes of a row each, in the order of their coming; for each of them
-    /// somebody is on the way.
-    rows: Mutex<VecDeque<Box<dyn Job>>>,
-    /// Whether those may share a transaction.
-    shares: bool,
-    threads: usize,
+    rows: Mutex<Rows>,
+    /// Most threads that serve those at once; 0: they are not shared.
+    lanes: usize,
+}
+
+/// Writes of a row each.
+#[derive(Default)]
+struct Rows {
+    waiting: VecDeque<Box<dyn Job>>,
+    /// How many threads serve them.
+    served: usize,
 }
 
 impl Queues {
@@ -296,16 +301,42 @@ impl Queues {
         jobs
     }
 
-    fn rows(&self) -> MutexGuard<'_, VecDeque<Box<dyn Job>>> {
+    fn rows(&self) -> MutexGuard<'_, Rows> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One of a row, or several if more wait than the threads are about to take.
+    /// [`Queues::push`] of a write of one row.
+    fn push_row(&self, job: Box<dyn Job>, most: usize) -> bool {
+        if self.waiting.load(Ordering::Relaxed) >= most {
+            return false;
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let mut rows = self.rows();
+        rows.waiting.push_back(job);
+        let is_wanted = rows.served < self.lanes;
+        rows.served += usize::from(is_wanted);
+        is_wanted
+    }
+
+    /// One of a row, or several if many wait; none: whoever asks serves no more.
     fn take_rows(&self) -> Vec<Box<dyn Job>> {
         let mut rows = self.rows();
-        let n = (rows.len() * 4 / self.threads).clamp(1, self.group.min(MOST_ROWS));
-        let n = n.min(rows.len());
-        rows.drain(..n).collect()
+        let n = (rows.waiting.len() * 2 / self.lanes).clamp(1, self.group.min(MOST_ROWS));
+        let n = n.min(rows.waiting.len());
+        let jobs: Vec<_> = rows.waiting.drain(..n).collect();
+        rows.served -= usize::from(jobs.is_empty());
+        self.waiting.fetch_sub(n, Ordering::Relaxed);
+        jobs
+    }
+
+    /// One who should serve cannot: if nobody else does, all that wait are told.
+    fn refuse_rows(&self) {
+        let mut rows = self.rows();
+        rows.served -= 1;
+        if rows.served == 0 {
+            self.waiting.fetch_sub(rows.waiting.len(), Ordering::Relaxed);
+            rows.waiting.clear();
+        }
     }
 
     /// Nobody can be sent: all that wait are told.
@@ -318,12 +349,20 @@ impl Queues {
 /// Most writes of a row each in one transaction: all are locked until its end.
 const MOST_ROWS: usize = 16;
 
-fn serve_rows(pool: &Pool<Manager>, queues: &Queues) {
-    let jobs = queues.take_rows();
-    match jobs.len() {
-        0 => {}
-        1 => together(pool, None, jobs),
-        _ => shared(pool, jobs),
+/// [`serve_queue`] of writes of a row each.
+fn serve_rows(pool: &Pool<Manager>, queues: &Arc<Queues>, threads: &flume::Sender<ThreadJob>) {
+    for _ in 0..8 {
+        let jobs = queues.take_rows();
+        match jobs.len() {
+            0 => return,
+            1 => together(pool, None, jobs),
+            _ => shared(pool, jobs),
+        }
+    }
+    let (again, same) = (queues.clone(), threads.clone());
+    let run = move |pool: &Pool<Manager>| serve_rows(pool, &again, &same);
+    if threads.try_send(Box::new(run)).is_err() {
+        queues.refuse_rows();
     }
 }
 
