@@ -101,8 +101,12 @@ async fn lead(inner: &Arc<Inner>) {
         .reconcile_on(pods)
         .run(reconcile, |_, _, _| Action::requeue(AGAIN), context)
         .for_each(|done| {
-            if let Err(error) = done {
-                tracing::warn!(%error, "a space's custom resource cannot be followed; it is tried again");
+            match done {
+                // Its pod goes after it, which is no reason to look at what is gone.
+                Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a space's custom resource cannot be followed; it is tried again");
+                }
             }
             std::future::ready(())
         })
