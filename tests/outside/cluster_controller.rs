@@ -69,6 +69,11 @@ fn a_space_is_kept_while_podyard_is_away(kind: Kind) {
     assert_eq!(admin.read_space(&id)["status"], "running");
     let events = admin.get(&format!("/spaces/{id}/events")).expect(200).of("events");
     assert!(!events.as_array().unwrap().iter().any(|it| it["action"] == "died"), "{events}");
+    // Whoever stops it in the cluster is heard.
+    merge(&cluster, &name, &json!({"spec": {"running": false}}));
+    let stopped = admin.wait_for(&id, &["stopped"]);
+    assert_eq!(stopped["status_reason"], "it was stopped in the cluster");
+    admin.start(&id);
     // It ends when Podyard says so, and with it all that there was of it.
     admin.stop(&id);
     phase(&cluster, &name, "Stopped");
@@ -77,6 +82,14 @@ fn a_space_is_kept_while_podyard_is_away(kind: Kind) {
     until("all of it is gone", SOON, || {
         (cluster.space(&name).is_none() && cluster.names("persistentvolumeclaims").is_empty()).then_some(())
     });
+}
+
+/// What `kubectl patch --type=merge` does.
+fn merge(cluster: &Cluster, name: &str, patch: &Value) {
+    let headers =
+        [("Authorization", "Bearer double-admin"), ("Content-Type", "application/merge-patch+json")];
+    let path = format!("{}/{name}", Cluster::spaces_path());
+    cluster.client().send("PATCH", &path, &headers, Some(patch.to_string().as_bytes())).expect(200);
 }
 
 /// As it could be written by hand.
@@ -113,12 +126,7 @@ fn a_resource_that_was_made_by_hand(kind: Kind) {
     cluster.delete_pod(&name);
     made_anew(&cluster, &name, &first);
     // It stops, with its files kept, and starts again.
-    let run = |running: bool| {
-        let spec = json!({"spec": {"running": running}}).to_string();
-        let headers =
-            [("Authorization", "Bearer double-admin"), ("Content-Type", "application/merge-patch+json")];
-        cluster.client().send("PATCH", &path("mine"), &headers, Some(spec.as_bytes())).expect(200);
-    };
+    let run = |running: bool| merge(&cluster, "mine", &json!({"spec": {"running": running}}));
     run(false);
     let status = phase(&cluster, "mine", "Stopped");
     assert_eq!((&status["pod"], &status["node"]), (&Value::Null, &Value::Null), "{status}");

@@ -88,7 +88,7 @@ fn it_ends_with_the_pod(kind: Kind) {
         let (said, code) = shell.end();
         let exit = &said["exit"];
         assert_eq!((&exit["code"], code), (&Value::Null, CloseCode::Normal), "{what}: {said}");
-        assert!(exit["reason"].as_str().is_some_and(|it| !it.is_empty()), "{what}: {said}");
+        assert_eq!(exit["reason"], "the space has ended", "{what}");
         admin.wait_for(&id, &["stopped"]);
         assert_eq!(try_open(&ann, &id).err().unwrap().status, 409, "{what}");
         no_shells(&id);

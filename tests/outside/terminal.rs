@@ -17,6 +17,7 @@ on_each_database!(
     who_opened_it_is_on_record,
     it_ends_with_the_space_and_the_server,
     it_ends_with_the_token,
+    it_ends_with_the_right,
 );
 
 fn a_shell_over_a_websocket(kind: Kind) {
@@ -265,6 +266,36 @@ fn it_ends_with_the_token(kind: Kind) {
         records(&admin, &id).pop().filter(|it| it["action"] == "terminal_closed")
     });
     assert_eq!(last["notes"]["why"]["new"], "token");
+}
+
+fn it_ends_with_the_right(kind: Kind) {
+    let house = House::new(kind);
+    let (_server, admin, ann, id) = running(&house, &["--terminal-ping", "1"]);
+    let bob = admin.member("bob").user_id();
+    let mut shell = open(&ann, &id);
+    shell.type_in("sleep 912 & echo ready-$((1+1))\n");
+    shell.until("ready-2");
+    // What runs is given to nobody, so nobody loses a terminal that way.
+    let to_bob = json!({ "user_id": bob });
+    admin.post(&format!("/spaces/{id}/change-owner"), &to_bob).refused(409, "SpaceIsRunningError");
+    shell.type_in("echo still-$((1+1))\n");
+    shell.until("still-2");
+    // Whoever has it by other means has it from the next ping on.
+    house.execute(&format!("UPDATE spaces SET user_id = '{bob}' WHERE id = '{id}'"));
+    let (said, code) = shell.end();
+    assert_eq!((&said["error"]["class"], code), (&json!("ForbiddenError"), CloseCode::Policy), "{said}");
+    assert_eq!(said["error"]["message"], "a terminal in this space is not allowed any more");
+    no_shells(&id);
+    let last = until("its end is noted", Duration::from_secs(10), || {
+        records(&admin, &id).pop().filter(|it| it["action"] == "terminal_closed")
+    });
+    assert_eq!((&last["notes"]["why"]["new"], &last["user_name"]), (&json!("right"), &json!("ann")), "{last}");
+    assert_eq!(try_open(&ann, &id).err().unwrap().status, 404);
+    // The space runs on, and its new owner's terminals are theirs.
+    let bob = admin.login("bob", "password-of-bob");
+    let mut shell = open(&bob, &id);
+    shell.type_in("exit 4\n");
+    assert_eq!(shell.end().0["exit"]["code"], 4);
 }
 
 #[test]
