@@ -112,13 +112,16 @@ fn a_resource_that_was_made_by_hand(kind: Kind) {
     let refused = apply("bad", labels, "  runAs: 0\n");
     assert!(refused.status == 422 && refused.text().contains("runAs"), "{}", refused.text());
     // One that cannot be, and one that is not Podyard's.
-    apply("odd", labels, "  probePath: odd\n").expect(201);
+    apply("odd", labels, "  mount: odd\n").expect(201);
     apply("strange", "team: ours", "").expect(201);
     apply("mine", labels, "").expect(201);
     let status = phase(&cluster, "mine", "Ready");
     let (name, node) = (key(&status, "pod"), key(&status, "node"));
     assert!(name.starts_with("ws-ann-") && node == "node1", "{status}");
     assert_eq!(status["conditions"][0]["status"], "True", "{status}");
+    // It is found as Podyard's own are.
+    let found = cluster.send("GET", &format!("{}?labelSelector=podyard.dev/user=ann", Cluster::spaces_path()), None);
+    assert_eq!(found.expect(200).json()["items"].as_array().map(Vec::len), Some(2));
     let failed = phase(&cluster, "odd", "Failed");
     assert!(key(&failed, "message").contains("odd"), "{failed}");
     // It is kept.

@@ -28,7 +28,7 @@ fn grow(admin: &Client, template: &str, from: u64, to: u64) {
             "auto_start": true});
         let mut many = body("space", space);
         many["count"] = json!(count);
-        admin.post("/spaces", &many).expect(201);
+        admin.post("/spaces", &many).expect(207);
         there += count;
     }
     until(&format!("{to} run"), Duration::from_secs(600), || {
