@@ -107,7 +107,8 @@ fn a_resource_that_was_made_by_hand(kind: Kind) {
     let _controller = house.control(&cluster);
     let path = |name: &str| format!("{}/{name}", Cluster::spaces_path());
     let labels = "app.kubernetes.io/managed-by: podyard, podyard.dev/installation: podyard";
-    let apply = |name: &str, labels: &str, more: &str| cluster.apply(&path(name), &written(name, labels, more));
+    let apply =
+        |name: &str, labels: &str, more: &str| cluster.apply(&path(name), &written(name, labels, more));
     // The cluster itself refuses what is none, by the definition.
     let refused = apply("bad", labels, "  runAs: 0\n");
     assert!(refused.status == 422 && refused.text().contains("runAs"), "{}", refused.text());
@@ -120,7 +121,8 @@ fn a_resource_that_was_made_by_hand(kind: Kind) {
     assert!(name.starts_with("ws-ann-") && node == "node1", "{status}");
     assert_eq!(status["conditions"][0]["status"], "True", "{status}");
     // It is found as Podyard's own are.
-    let found = cluster.send("GET", &format!("{}?labelSelector=podyard.dev/user=ann", Cluster::spaces_path()), None);
+    let found =
+        cluster.send("GET", &format!("{}?labelSelector=podyard.dev/user=ann", Cluster::spaces_path()), None);
     assert_eq!(found.expect(200).json()["items"].as_array().map(Vec::len), Some(2));
     let failed = phase(&cluster, "odd", "Failed");
     assert!(key(&failed, "message").contains("odd"), "{failed}");

@@ -151,7 +151,10 @@ fn they_come_and_go_and_nothing_is_left() {
         }
         until("all terminals are closed", SOON, || {
             let now = metrics(&admin);
-            ["podyard_terminals_open", "podyard_terminal_tasks"].iter().all(|it| now[*it] == 0.0).then_some(())
+            ["podyard_terminals_open", "podyard_terminal_tasks"]
+                .iter()
+                .all(|it| now[*it] == 0.0)
+                .then_some(())
         });
     };
     // The first ones warm up what is kept on purpose.

@@ -289,7 +289,11 @@ fn it_ends_with_the_right(kind: Kind) {
     let last = until("its end is noted", Duration::from_secs(10), || {
         records(&admin, &id).pop().filter(|it| it["action"] == "terminal_closed")
     });
-    assert_eq!((&last["notes"]["why"]["new"], &last["user_name"]), (&json!("right"), &json!("ann")), "{last}");
+    assert_eq!(
+        (&last["notes"]["why"]["new"], &last["user_name"]),
+        (&json!("right"), &json!("ann")),
+        "{last}"
+    );
     assert_eq!(try_open(&ann, &id).err().unwrap().status, 404);
     // The space runs on, and its new owner's terminals are theirs.
     let bob = admin.login("bob", "password-of-bob");

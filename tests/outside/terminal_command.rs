@@ -136,4 +136,3 @@ fn ones_own_terminal_is_as_it_was_before() {
         no_shells(&id);
     }
 }
-

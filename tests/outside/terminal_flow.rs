@@ -211,4 +211,3 @@ fn a_thousand_come_and_go_and_nothing_is_left() {
     });
     assert!(count("terminal_closed") >= 800);
 }
-

@@ -106,7 +106,9 @@ impl Cluster {
         let stats = self.send("GET", "/_double/stats", None).expect(200).json();
         self.send("DELETE", "/_double/stats", None).expect(200);
         let all: BTreeMap<String, u64> = serde_json::from_value(stats["requests"].clone()).unwrap();
-        all.into_iter().filter(|(what, _)| !what.starts_with("watch ") && !what.ends_with(" leases")).collect()
+        all.into_iter()
+            .filter(|(what, _)| !what.starts_with("watch ") && !what.ends_with(" leases"))
+            .collect()
     }
 
     /// Who holds the lease of the servers.
@@ -136,6 +138,9 @@ impl House {
         let made = self.command().arg("crd").output().unwrap();
         let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/spaces.podyard.dev";
         cluster.apply(path, &String::from_utf8(made.stdout).unwrap()).expect(201);
+        until("the cluster knows of the custom resource", SEEN, || {
+            (cluster.send("GET", &Cluster::spaces_path(), None).status == 200).then_some(())
+        });
         let mut command = self.command();
         command.args(["controller", "--kubernetes-lease", "3", "--kubernetes-kubeconfig"]);
         let log = File::create(self.folder().join("log-controller")).unwrap();

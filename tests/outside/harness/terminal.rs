@@ -30,7 +30,11 @@ pub(crate) struct Refused {
     pub(crate) head: HeaderMap,
 }
 
-pub(crate) fn connect(client: &Client, path: &str, headers: &[(&'static str, &str)]) -> Result<Shell, Box<Refused>> {
+pub(crate) fn connect(
+    client: &Client,
+    path: &str,
+    headers: &[(&'static str, &str)],
+) -> Result<Shell, Box<Refused>> {
     let address = client.base.strip_prefix("http://").unwrap();
     let mut request = format!("ws://{address}{path}").into_client_request().unwrap();
     for (name, value) in headers {

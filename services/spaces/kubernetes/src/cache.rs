@@ -13,9 +13,7 @@ use podyard_driver::{Endpoint, Exit, Observed, Phase};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::claim::Kept;
-use crate::known::{
-    Awaited, BEING_DELETED, DELETED, Entry, Known, Look, Tomb, awaiting, detail, exit_of,
-};
+use crate::known::{Awaited, BEING_DELETED, DELETED, Entry, Known, Look, Tomb, awaiting, detail, exit_of};
 use crate::seen::Seen;
 use crate::why::{Ended, NODE_LOST, Stage};
 
