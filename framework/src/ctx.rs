@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use crate::auth::{Access, Authenticator, UserCred};
 use crate::cache::{Caches, Written};
 use crate::context::{self, Nested};
-use crate::db::{self, AnyConnection, Cost, Db, Dialect, Done, Lock, Sql, Value};
+use crate::db::{self, AnyConnection, Cost, Db, Dialect, Done, Lock, OneRow, Sql, Value};
 use crate::event::{Feed, FeedOptions};
 use crate::http::Trace;
 use crate::i18n::Lang;
@@ -307,7 +307,7 @@ impl Ctx {
     pub(crate) async fn write_repeatable<R, F>(
         &self,
         lock: Option<Lock>,
-        of: Option<&'static str>,
+        of: Option<OneRow>,
         mut f: F,
     ) -> Result<Done<R>>
     where

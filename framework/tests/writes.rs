@@ -570,6 +570,44 @@ async fn updates_of_one_row_at_once_all_count() {
 }
 
 #[actix_web::test]
+async fn updates_that_share_a_commit_are_each_by_themselves() {
+    on_each("many", async |it: Scene| {
+        let make = async |i: usize| {
+            let (_, body) = it.ask("POST", "/papers", json!({"name": format!("p{i}")})).await;
+            format!("/papers/{}", body["paper"]["id"].as_str().unwrap())
+        };
+        let paths = join_all((0..10).map(make)).await;
+        let put = async |i: usize| {
+            let path = if i % 13 == 5 { "/papers/nobody" } else { &paths[i % 10] };
+            let weight = if i % 17 == 8 { json!("much") } else { json!(100 + i) };
+            it.ask("PUT", path, json!({ "weight": weight })).await
+        };
+        let mut written = [0; 10];
+        for (i, (status, body)) in join_all((0..300).map(put)).await.into_iter().enumerate() {
+            let (nobody, wrong) = (i % 13 == 5, i % 17 == 8);
+            match status {
+                404 => assert!(nobody, "{body}"),
+                400 => assert!(wrong, "{body}"),
+                200 => {
+                    assert!(!nobody && !wrong, "{body}");
+                    assert_eq!(body["paper"]["weight"], 100 + i, "each is told of its own");
+                    written[i % 10] += 1;
+                }
+                _ => panic!("{status} {body}"),
+            }
+        }
+        for (path, written) in paths.iter().zip(written) {
+            let (_, body) = it.ask("GET", path, Value::Null).await;
+            assert_eq!(body["paper"]["version"], written + 1);
+        }
+        let all = 10 + i64::from(written.iter().sum::<i32>());
+        assert_eq!(it.count("SELECT COUNT(*) FROM ops_log"), all);
+        assert_eq!(it.count("SELECT COUNT(DISTINCT obj_version || obj_id) FROM ops_log"), all);
+    })
+    .await;
+}
+
+#[actix_web::test]
 async fn a_hook_that_asks_the_database_has_its_transaction() {
     on_each("asks", async |it: Scene| {
         let (_, body) = it.ask("POST", "/papers", json!({"name": "a"})).await;

@@ -2,7 +2,8 @@
 //! talks to it as anybody would, once on SQLite, once on PostgreSQL and, with
 //! the cargo feature `mysql`, once on MySQL.
 //!
-//! `PODYARD_BIN` names the binary (else it is built), `PODYARD_TEST_POSTGRES_URL`
+//! `PODYARD_BIN` names the binary (else it is built) and `PODYARD_MYSQL_BIN` the one
+//! for the tests on MySQL (else that one, too), `PODYARD_TEST_POSTGRES_URL`
 //! a PostgreSQL (else the tests start one), `PODYARD_TEST_DATABASES=sqlite`
 //! leaves PostgreSQL out, `PODYARD_TEST_MYSQL_URL` names a MySQL or MariaDB,
 //! `UPDATE_SNAPSHOTS=1` rewrites what is in `snapshots/`.

@@ -101,10 +101,12 @@ pub(super) fn send(conn: &mut AnyConnection) -> Result<()> {
     Ok(())
 }
 
-/// Runs the work so; `false`: it is to be run anew in a transaction.
-pub(super) fn run(conn: &mut AnyConnection, kind: &'static str, job: &mut dyn Job) -> bool {
+/// Runs the work so and tells whether it succeeded; `None`: it is to be run
+/// anew in a transaction.
+pub(super) fn run(conn: &mut AnyConnection, job: &mut dyn Job) -> Option<bool> {
+    let kind = job.of_row()?.kind;
     if !is_worth_it(kind) {
-        return false;
+        return None;
     }
     STATE.set(State::Fresh);
     let done = catch_unwind(AssertUnwindSafe(|| job.run(conn)));
@@ -112,13 +114,15 @@ pub(super) fn run(conn: &mut AnyConnection, kind: &'static str, job: &mut dyn Jo
     HELD.take();
     match done {
         // A connection that was lost before the write: another may have been found meanwhile.
-        Ok(_) if state != State::Sent && job.lost_connection() => false,
-        Ok(_) => true,
+        Ok(_) if state != State::Sent && job.lost_connection() => None,
+        Ok(kept) => Some(kept),
         Err(panic) if is_ours(panic.as_ref()) => {
-            if state != State::Fresh {
-                in_vain(kind);
+            match state {
+                State::Fresh => {}
+                State::Sent => in_vain(kind, BREATH),
+                _ => in_vain(kind, PAUSE),
             }
-            false
+            None
         }
         Err(panic) => resume_unwind(panic),
     }
@@ -131,9 +135,13 @@ static IN_VAIN: Mutex<Option<HashMap<&'static str, u32>>> = Mutex::new(None);
 /// the type has a hook that asks the database.
 const PAUSE: u32 = 1000;
 
-fn in_vain(kind: &'static str) {
+/// So many after one whose row somebody else was quicker with: rare where rows are
+/// many, and where all want one row most are done the way that waits for it.
+const BREATH: u32 = 8;
+
+fn in_vain(kind: &'static str, pause: u32) {
     let mut all = IN_VAIN.lock().unwrap_or_else(PoisonError::into_inner);
-    all.get_or_insert_default().insert(kind, PAUSE);
+    all.get_or_insert_default().insert(kind, pause);
 }
 
 fn is_worth_it(kind: &'static str) -> bool {

@@ -14,14 +14,23 @@ use crate::{Error, Result};
 /// shared memory, which holds 64).
 pub(super) const GROUP: usize = 48;
 
+/// A row, as a request names it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct OneRow {
+    /// The keyword of its type.
+    pub(crate) kind: &'static str,
+    /// Its id or name.
+    pub(crate) name: String,
+}
+
 /// A write, without its type.
 pub(super) trait Job: Send {
     /// Runs it; `false` when its changes are to be undone.
     fn run(&mut self, conn: &mut AnyConnection) -> bool;
     /// Whether it can be run anew after all was undone.
     fn is_repeatable(&self) -> bool;
-    /// The type whose one row it is about, if it is.
-    fn of_row(&self) -> Option<&'static str>;
+    /// The one row that it is about, if it is.
+    fn of_row(&self) -> Option<&OneRow>;
     /// Whether it failed for want of a connection.
     fn lost_connection(&self) -> bool;
     /// Answers, once it is known whether the group was committed.
@@ -32,7 +41,7 @@ pub(super) trait Job: Send {
 pub(super) struct Write<R, F> {
     f: F,
     repeatable: bool,
-    of: Option<&'static str>,
+    of: Option<OneRow>,
     result: Option<Result<Done<R>>>,
     hooks: Vec<Hook>,
     /// Statements that were sent for it beside its own: its lock.
@@ -52,12 +61,12 @@ impl<R, F> Write<R, F> {
 pub(super) struct Work<F> {
     f: F,
     repeatable: bool,
-    of: Option<&'static str>,
+    of: Option<OneRow>,
 }
 
 impl<F> Work<F> {
     /// That can be done anew after it was undone.
-    pub(super) fn repeatable(f: F, of: Option<&'static str>) -> Self {
+    pub(super) fn repeatable(f: F, of: Option<OneRow>) -> Self {
         Self { f, repeatable: true, of }
     }
 }
@@ -108,8 +117,8 @@ where
         self.repeatable
     }
 
-    fn of_row(&self) -> Option<&'static str> {
-        self.of
+    fn of_row(&self) -> Option<&OneRow> {
+        self.of.as_ref()
     }
 
     fn lost_connection(&self) -> bool {

@@ -34,6 +34,7 @@ use diesel::prelude::*;
 use crate::worker::{Report, Reporter};
 use crate::{Error, Result};
 
+pub(crate) use group::OneRow;
 use group::Work;
 
 pub use connection::{AnyConnection, Dialect, MultiBackend, MultiRow};
@@ -419,14 +420,14 @@ impl Db {
 
     /// [`Db::write`] of something that can be done again after it was undone:
     /// it may run twice, which spares it a savepoint of its own.
-    /// `of`: it is of one row of this type, which it reads first.
+    /// `of`: it is of this row, which it reads first.
     ///
     /// # Errors
     /// What the closure returns (then nothing is written), or 503.
     pub(crate) async fn write_repeatable<R, F>(
         &self,
         lock: Option<Lock>,
-        of: Option<&'static str>,
+        of: Option<OneRow>,
         f: F,
     ) -> Result<Done<R>>
     where

@@ -138,8 +138,14 @@ impl Threads {
                 })
                 .map_err(Error::internal)?;
         }
-        let queues =
-            Queues { jobs: Mutex::default(), waiting: AtomicUsize::new(0), group: options.group.max(1) };
+        let queues = Queues {
+            jobs: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            group: options.group.max(1),
+            rows: Mutex::default(),
+            shares: name == "postgres",
+            threads: threads.max(1) as usize,
+        };
         Ok(Self {
             jobs,
             queues: Arc::new(queues),
@@ -210,6 +216,15 @@ impl Threads {
         let full = || self.full();
         let (job, answer) = Write::new(work, u32::from(lock.is_some()));
         match lock {
+            None if self.queues.shares && job.of_row().is_some() => {
+                let queues = self.queues.clone();
+                self.queues.rows().push_back(job);
+                let run = move |pool: &Pool<Manager>| serve_rows(pool, &queues);
+                if self.jobs.try_send(Box::new(run)).is_err() {
+                    self.queues.rows().pop_back();
+                    return Err(full());
+                }
+            }
             None => {
                 let run = move |pool: &Pool<Manager>| together(pool, None, vec![job]);
                 self.jobs.try_send(Box::new(run)).map_err(|_| full())?;
@@ -235,6 +250,12 @@ struct Queues {
     waiting: AtomicUsize,
     /// Most of them in one transaction.
     group: usize,
+    /// Writes of a row each, in the order of their coming; for each of them
+    /// somebody is on the way.
+    rows: Mutex<VecDeque<Box<dyn Job>>>,
+    /// Whether those may share a transaction.
+    shares: bool,
+    threads: usize,
 }
 
 impl Queues {
@@ -275,10 +296,34 @@ impl Queues {
         jobs
     }
 
+    fn rows(&self) -> MutexGuard<'_, VecDeque<Box<dyn Job>>> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One of a row, or several if more wait than the threads are about to take.
+    fn take_rows(&self) -> Vec<Box<dyn Job>> {
+        let mut rows = self.rows();
+        let n = (rows.len() * 4 / self.threads).clamp(1, self.group.min(MOST_ROWS));
+        let n = n.min(rows.len());
+        rows.drain(..n).collect()
+    }
+
     /// Nobody can be sent: all that wait are told.
     fn refuse(&self, name: &str) {
         let jobs = self.all().remove(name).unwrap_or_default();
         self.waiting.fetch_sub(jobs.len(), Ordering::Relaxed);
+    }
+}
+
+/// Most writes of a row each in one transaction: all are locked until its end.
+const MOST_ROWS: usize = 16;
+
+fn serve_rows(pool: &Pool<Manager>, queues: &Queues) {
+    let jobs = queues.take_rows();
+    match jobs.len() {
+        0 => {}
+        1 => together(pool, None, jobs),
+        _ => shared(pool, jobs),
     }
 }
 
@@ -328,7 +373,7 @@ fn together(pool: &Pool<Manager>, lock: Option<&Lock>, mut jobs: Vec<Box<dyn Job
 /// Runs a job that may do without a transaction and tells whether it failed;
 /// `None`: it needs one.
 fn alone(pool: &Pool<Manager>, job: &mut dyn Job) -> Option<Option<String>> {
-    let of = job.of_row()?;
+    job.of_row()?;
     let mut conn = match checkout(pool) {
         Ok(conn) => conn,
         Err(error) => return Some(Some(error.to_string())),
@@ -337,11 +382,46 @@ fn alone(pool: &Pool<Manager>, job: &mut dyn Job) -> Option<Option<String>> {
         return None;
     }
     begin_anew();
-    let done = glance::run(&mut conn, of, job);
+    let done = glance::run(&mut conn, job);
     if job.lost_connection() {
         discard(conn, pool);
     }
-    done.then_some(None)
+    done.map(|_| None)
+}
+
+/// Runs jobs of a row each, which wait for no lock until they write, and
+/// commits them at once: under load a commit costs as much as what it commits.
+/// Who cannot be run so, or must give way, is run alone.
+fn shared(pool: &Pool<Manager>, mut jobs: Vec<Box<dyn Job>>) {
+    // All take their rows in one order, so no two wait for each other.
+    jobs.sort_by(|one, other| one.of_row().cmp(&other.of_row()));
+    let mut again = vec![true; jobs.len()];
+    let mut failure = None;
+    if let Ok(mut conn) = begin(pool, None) {
+        let is_fine = jobs.iter_mut().zip(&mut again).all(|(job, again)| {
+            let kept = glance::run(&mut conn, job.as_mut());
+            *again = kept.is_none();
+            // What failed by a statement has ended the transaction.
+            !job.lost_connection() && (kept != Some(false) || conn.batch_execute("SELECT 1").is_ok())
+        });
+        if is_fine {
+            failure = group::control(&mut conn, "COMMIT").err();
+        } else {
+            again.fill(true);
+        }
+        if let Some(text) = &failure {
+            tracing::warn!(error = %text, jobs = jobs.len(), "writes were not committed");
+        }
+        if (!is_fine || failure.is_some()) && conn.batch_execute("ROLLBACK").is_err() {
+            discard(conn, pool);
+        }
+    }
+    for (job, again) in jobs.into_iter().zip(again) {
+        match again {
+            true => together(pool, None, vec![job]),
+            false => job.finish(failure.as_deref()),
+        }
+    }
 }
 
 /// Begins a transaction and takes its lock; that of a fenced one PostgreSQL

@@ -63,11 +63,13 @@ fn work(
     most: usize,
     counters: &Counters,
 ) {
+    // Groups still to be run with care, since one has had to be undone.
+    let mut careful = 0_u32;
     while let Ok(first) = inbox.recv() {
         counters.begin();
         let mut jobs = vec![first];
         jobs.extend(inbox.try_iter().take(most.saturating_sub(1)));
-        let result = run(&mut conn, &mut jobs);
+        let result = run(&mut conn, &mut jobs, &mut careful);
         if let Err(text) = &result {
             tracing::error!(error = %text, jobs = jobs.len(), "a group of writes was not committed");
             // Fails when SQLite has already rolled back by itself; then there is nothing to undo.
@@ -82,11 +84,28 @@ fn work(
     }
 }
 
+/// So many groups are run with care after one in which a job failed: others
+/// like it may follow.
+const CARE: u32 = 100;
+
 /// Runs jobs in one transaction: without a savepoint for each, which would copy
 /// every page that they change, if they can all be run again should one fail.
-fn run(conn: &mut AnyConnection, jobs: &mut [Box<dyn Job>]) -> std::result::Result<(), String> {
+fn run(
+    conn: &mut AnyConnection,
+    jobs: &mut [Box<dyn Job>],
+    careful: &mut u32,
+) -> std::result::Result<(), String> {
     begin(conn)?;
     if jobs.len() > 1 && jobs.iter().all(|job| job.is_repeatable()) {
+        if *careful == 0 {
+            if all_succeed(conn, jobs)? {
+                return control(conn, "COMMIT");
+            }
+            *careful = CARE;
+            control(conn, "ROLLBACK")?;
+            begin(conn)?;
+        }
+        *careful -= 1;
         if is_clean(conn, jobs)? {
             return control(conn, "COMMIT");
         }
@@ -96,17 +115,31 @@ fn run(conn: &mut AnyConnection, jobs: &mut [Box<dyn Job>]) -> std::result::Resu
     group::run(conn, jobs)
 }
 
+/// Runs a job and tells whether it succeeded.
+fn succeeds(conn: &mut AnyConnection, job: &mut dyn Job) -> std::result::Result<bool, String> {
+    let kept = job.run(conn);
+    // Nothing more may run then: each statement would commit by itself.
+    if DOOMED.get() { Err("the database ended the transaction".to_owned()) } else { Ok(kept) }
+}
+
+/// Runs jobs one after the other, up to one that fails.
+fn all_succeed(conn: &mut AnyConnection, jobs: &mut [Box<dyn Job>]) -> std::result::Result<bool, String> {
+    for job in jobs {
+        if !succeeds(conn, job.as_mut())? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Runs jobs one after the other; tells whether none failed after it had
-/// changed something. (Definitions are not counted: the one hook that makes
-/// some, that of types at run time, changes a row first.)
+/// changed something, which costs a look after each. (Definitions are not
+/// counted: the one hook that makes some, that of types at run time, changes
+/// a row first.)
 fn is_clean(conn: &mut AnyConnection, jobs: &mut [Box<dyn Job>]) -> std::result::Result<bool, String> {
     let mut before = changes(conn)?;
     for job in jobs {
-        let kept = job.run(conn);
-        if DOOMED.get() {
-            // Nothing more may run: each statement would commit by itself.
-            return Err("the database ended the transaction".to_owned());
-        }
+        let kept = succeeds(conn, job.as_mut())?;
         let after = changes(conn)?;
         if !kept && after != before {
             return Ok(false);

@@ -12,7 +12,7 @@ use super::route::Target;
 use super::write::{self, Manner, write};
 use crate::auth::UserCred;
 use crate::ctx::{Ctx, Tx};
-use crate::db::{Cost, Done, Lock};
+use crate::db::{Cost, Done, Lock, OneRow};
 use crate::dispatch::{Each, IfMatch, Reply, ResourceHandler, Rows, Shown, apply_each, bodies, enveloped};
 use crate::model::{Action, ActionInput, ActionKind, ActionOutput, Meta, Owner, Run};
 use crate::registry::Type;
@@ -183,8 +183,8 @@ pub(super) async fn run(
             manner.only(params)?;
             let it = admit(ctx, of, "update", Some(id), body, manner.known.clone()).await?;
             let (explain, patch) = (Admitted::explain(it.is_pinned()), manner.patch);
-            manner.of = Some(meta.keyword());
             let Admitted { ctx, id, body, known, .. } = it;
+            manner.of = Some(OneRow { kind: meta.keyword(), name: id.to_string() });
             let work =
                 move |tx: &mut Tx<'_>| Ok(write::row(meta, handler.update(tx, &id, &body, &known, patch)?));
             write(&ctx, None, manner, work).await.map_err(explain)

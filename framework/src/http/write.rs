@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::run::Answer;
 use crate::auth::UserCred;
 use crate::ctx::{Ctx, Tx};
-use crate::db::{Done, Lock};
+use crate::db::{Done, Lock, OneRow};
 use crate::dispatch::{IfMatch, Made, Part, Reply};
 use crate::model::Meta;
 use crate::query::Params;
@@ -22,8 +22,8 @@ pub(super) struct Manner {
     pub(super) patch: bool,
     /// Whether everything is undone in the end.
     pub(super) dry_run: bool,
-    /// The type of which it is to change one row.
-    pub(super) of: Option<&'static str>,
+    /// The one row that it is to change.
+    pub(super) of: Option<OneRow>,
     /// The client's key.
     pub(super) key: Option<idempotency::Key>,
 }

@@ -38,7 +38,16 @@ where
     F: Fn(Arc<TestDb>) -> Fut,
     Fut: Future<Output = ()>,
 {
-    for db in TestDb::all() {
+    on(TestDb::all(), tables, test);
+}
+
+/// Runs a test on these databases, with tables of its own beside the framework's.
+pub fn on<F, Fut>(databases: Vec<TestDb>, tables: &'static str, test: F)
+where
+    F: Fn(Arc<TestDb>) -> Fut,
+    Fut: Future<Output = ()>,
+{
+    for db in databases {
         db::migrate(&db.url).unwrap();
         let db = Arc::new(db);
         let core = db.core();

@@ -13,8 +13,9 @@ use podyard::task::{Subtasks, Task, TaskType, WorkerOptions};
 use podyard::{Core, Kind};
 use serde::{Deserialize, Serialize};
 
+use crate::each;
 use crate::features::{Parent, Way};
-use crate::harness::{Nobody, TestDb, each};
+use crate::harness::{Nobody, TestDb};
 use crate::things::{Inside, TABLES, Thing, mark, marks, tasks, thing};
 
 // ---------------------------------------------------------------- the tasks

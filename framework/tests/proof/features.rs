@@ -14,7 +14,8 @@ use podyard::task::{Subtasks, Task, WorkerOptions};
 use podyard::{Core, Kind};
 use serde::{Deserialize, Serialize};
 
-use crate::harness::{Nobody, TestDb, each};
+use crate::each;
+use crate::harness::{Nobody, TestDb};
 use crate::things::{TABLES, Thing, mark, marks, tasks, thing};
 
 /// Runs a test on each database with a kit that lets no process die.

@@ -11,7 +11,8 @@ use podyard::task::testkit::{self, jump, skip, unlearn};
 use podyard::task::{Engine, WorkerOptions, Workers};
 use serde::{Deserialize, Serialize};
 
-use crate::harness::{TestDb, each, until};
+use crate::each;
+use crate::harness::{TestDb, until};
 use crate::things::{Inside, TABLES, Thing, mark, marks, tasks, thing};
 
 fn options() -> WorkerOptions {

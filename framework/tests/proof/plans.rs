@@ -11,7 +11,8 @@ use podyard::task::testkit;
 use podyard::task::{Engine, WorkerOptions};
 use podyard::{Core, Nothing};
 
-use crate::harness::{TestDb, each, until};
+use crate::each;
+use crate::harness::{TestDb, until};
 use crate::things::{TABLES, Thing, thing};
 
 /// Ended tasks, and tasks that wait; `PODYARD_PROOF_ROWS` and a tenth of it.
@@ -84,6 +85,9 @@ async fn trifles(core: &Arc<Core>, n: i64) {
 fn a_claim_goes_by_index_however_many_tasks_there_are() {
     each(TABLES, async |db: Arc<TestDb>| {
         let core = db.core();
+        if core.db.dialect() == Dialect::Mysql {
+            return;
+        }
         if core.db.dialect() == Dialect::Postgres {
             // They are as they were when the tables were empty, and stay so.
             write(&core, |tx| {

@@ -80,7 +80,9 @@ impl House {
 
     /// The binary, told nothing by this process's environment.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(podyard());
+        let on_mysql = self.database.url.as_ref().is_some_and(|it| it.starts_with("mysql:"));
+        let with_mysql = on_mysql.then(|| std::env::var_os("PODYARD_MYSQL_BIN")).flatten();
+        let mut command = with_mysql.map_or_else(|| Command::new(podyard()), Command::new);
         for (name, _) in std::env::vars_os() {
             if name.to_str().is_some_and(|it| it.starts_with("PODYARD_")) {
                 command.env_remove(name);
@@ -247,6 +249,8 @@ impl Server {
 
     /// What it has logged so far.
     pub(crate) fn logged(&self) -> String {
+        // Lines are gathered for some milliseconds before they are written.
+        std::thread::sleep(Duration::from_millis(100));
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 

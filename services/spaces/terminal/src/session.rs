@@ -130,6 +130,8 @@ struct Moved {
     asked: AtomicU64,
     /// What the client sent waits for the shell, so that nothing more is heard of it.
     held: AtomicBool,
+    /// The client does not take what is there for it: a ping waits behind that.
+    stuck: AtomicBool,
     typed: AtomicU64,
     shown: AtomicU64,
 }
@@ -137,7 +139,8 @@ struct Moved {
 impl Moved {
     fn new() -> Self {
         let (last, asked, typed, shown) = <(AtomicU64, AtomicU64, AtomicU64, AtomicU64)>::default();
-        Self { begin: Instant::now(), last, asked, held: AtomicBool::default(), typed, shown }
+        let (held, stuck) = <(AtomicBool, AtomicBool)>::default();
+        Self { begin: Instant::now(), last, asked, held, stuck, typed, shown }
     }
 
     fn now(&self) -> u64 {
@@ -165,7 +168,7 @@ impl Moved {
 
     fn is_silent(&self, most: Duration) -> bool {
         let asked = self.asked.load(Relaxed);
-        let waits = asked > 0 && !self.held.load(Relaxed);
+        let waits = asked > 0 && !self.held.load(Relaxed) && !self.stuck.load(Relaxed);
         waits && Duration::from_millis(self.now().saturating_sub(asked)) >= most
     }
 }
@@ -317,9 +320,11 @@ async fn up(
 async fn write(mut sink: SplitSink<Socketed, Message>, mut frames: mpsc::Receiver<Message>, moved: &Moved) {
     while let Some(frame) = frames.recv().await {
         let asks = frame.is_ping();
+        moved.stuck.store(true, Relaxed);
         if sink.send(frame).await.is_err() {
             return;
         }
+        moved.stuck.store(false, Relaxed);
         if asks {
             moved.ask();
         }
