@@ -1,5 +1,7 @@
 //! The double of a cluster as a process, whose containers really run.
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -35,6 +37,11 @@ impl Cluster {
         Self { child, client: Client::new(url.trim()), folder }
     }
 
+    /// Whoever sends more than JSON.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.folder.path().join("kubeconfig")
     }
@@ -66,6 +73,44 @@ impl Cluster {
         self.send("POST", &format!("/_double/pods/{NAMESPACE}/{name}/{what}"), None).expect(200);
     }
 
+    /// What `kubectl delete pod` does.
+    #[track_caller]
+    pub(crate) fn delete_pod(&self, name: &str) {
+        self.send("DELETE", &format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}"), None).expect(200);
+    }
+
+    /// What `kubectl apply --server-side` does with YAML, at that path of the API.
+    #[track_caller]
+    pub(crate) fn apply(&self, path: &str, yaml: &str) -> Answer {
+        let headers =
+            [("Authorization", "Bearer double-admin"), ("Content-Type", "application/apply-patch+yaml")];
+        self.client.send("PATCH", &format!("{path}?fieldManager=somebody"), &headers, Some(yaml.as_bytes()))
+    }
+
+    /// The path of the custom resources.
+    pub(crate) fn spaces_path() -> String {
+        format!("/apis/podyard.dev/v1alpha1/namespaces/{NAMESPACE}/spaces")
+    }
+
+    /// A custom resource, if it is there.
+    #[track_caller]
+    pub(crate) fn space(&self, name: &str) -> Option<Value> {
+        let answer = self.send("GET", &format!("{}/{name}", Self::spaces_path()), None);
+        if answer.status == 404 { None } else { Some(answer.expect(200).json()) }
+    }
+
+    /// What it was asked since the last time, by verb and kind, without what
+    /// goes on whatever there is: watches and leases.
+    #[track_caller]
+    pub(crate) fn asked(&self) -> BTreeMap<String, u64> {
+        let stats = self.send("GET", "/_double/stats", None).expect(200).json();
+        self.send("DELETE", "/_double/stats", None).expect(200);
+        let all: BTreeMap<String, u64> = serde_json::from_value(stats["requests"].clone()).unwrap();
+        all.into_iter()
+            .filter(|(what, _)| !what.starts_with("watch ") && !what.ends_with(" leases"))
+            .collect()
+    }
+
     /// Who holds the lease of the servers.
     pub(crate) fn leader(&self) -> String {
         let path = format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases");
@@ -77,7 +122,31 @@ impl Cluster {
 /// How long the servers' first sight of a cluster may take.
 const SEEN: Duration = Duration::from_secs(40);
 
+/// A process that ends with the test.
+pub(crate) struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl House {
+    /// Tells a cluster of the custom resource, and starts what looks after it.
+    pub(crate) fn control(&self, cluster: &Cluster) -> Process {
+        let made = self.command().arg("crd").output().unwrap();
+        let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/spaces.podyard.dev";
+        cluster.apply(path, &String::from_utf8(made.stdout).unwrap()).expect(201);
+        until("the cluster knows of the custom resource", SEEN, || {
+            (cluster.send("GET", &Cluster::spaces_path(), None).status == 200).then_some(())
+        });
+        let mut command = self.command();
+        command.args(["controller", "--kubernetes-lease", "3", "--kubernetes-kubeconfig"]);
+        let log = File::create(self.folder().join("log-controller")).unwrap();
+        Process(command.arg(cluster.kubeconfig()).stdout(Stdio::null()).stderr(log).spawn().unwrap())
+    }
+
     /// A server with that cluster, of which it has seen that it is there.
     pub(crate) fn serve_in(&self, cluster: &Cluster, more: &[&str]) -> Server {
         let kubeconfig = cluster.kubeconfig();

@@ -6,6 +6,7 @@ mod cluster;
 mod database;
 mod processes;
 mod server;
+pub(crate) mod terminal;
 
 use std::time::{Duration, Instant};
 

@@ -138,6 +138,24 @@ impl House {
         number.number
     }
 
+    /// Changes rows behind the server's back.
+    #[track_caller]
+    pub(crate) fn execute(&self, sql: &str) {
+        use diesel::connection::{Connection as _, SimpleConnection as _};
+        match &self.database.url {
+            #[cfg(feature = "mysql")]
+            Some(url) if url.starts_with("mysql:") => {
+                diesel::MysqlConnection::establish(url).unwrap().batch_execute(sql).unwrap();
+            }
+            Some(url) => diesel::PgConnection::establish(url).unwrap().batch_execute(sql).unwrap(),
+            None => {
+                let file = self.data_dir().join("podyard.sqlite3");
+                let mut there = diesel::SqliteConnection::establish(file.to_str().unwrap()).unwrap();
+                there.batch_execute(&format!("PRAGMA busy_timeout = 5000; {sql}")).unwrap();
+            }
+        }
+    }
+
     /// All that runs of the spaces in here.
     pub(crate) fn programs(&self) -> Vec<i32> {
         let folder = self.folder.path().canonicalize().unwrap_or_else(|_| self.folder.path().to_owned());

@@ -10,8 +10,9 @@ use tokio::task::JoinSet;
 
 use crate::cache::Finished;
 use crate::driver::Inner;
+use crate::known::NOT_WANTED;
 use crate::seen::Seen;
-use crate::{change, events, log, why};
+use crate::{change, custom, events, log, why};
 
 /// Most that is looked into at once.
 const AT_ONCE: usize = 8;
@@ -63,6 +64,16 @@ pub(crate) async fn looks(inner: Arc<Inner>) {
         inner.cache.give_up_waiting();
         inner.cache.give_up_lost();
         while looking.try_join_next().is_some() {}
+        for space in inner.cache.missed() {
+            let inner = inner.clone();
+            looking.spawn(async move {
+                match custom::is_wanted(&inner, &space).await {
+                    Ok(true) => {}
+                    Ok(false) => inner.cache.await_no_more(&space, NOT_WANTED),
+                    Err(error) => tracing::debug!(space, %error, "a custom resource cannot be looked at"),
+                }
+            });
+        }
         for (space, seen) in inner.cache.due() {
             let (inner, places) = (inner.clone(), places.clone());
             looking.spawn(async move {

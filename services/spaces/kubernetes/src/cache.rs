@@ -13,7 +13,7 @@ use podyard_driver::{Endpoint, Exit, Observed, Phase};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::claim::Kept;
-use crate::known::{Entry, Known, Look, Tomb, awaiting, detail, exit_of};
+use crate::known::{Awaited, BEING_DELETED, DELETED, Entry, Known, Look, Tomb, awaiting, detail, exit_of};
 use crate::seen::Seen;
 use crate::why::{Ended, NODE_LOST, Stage};
 
@@ -25,6 +25,8 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// How long a controller may take to make a pod anew.
 const AWAITED: Duration = Duration::from_secs(60);
+/// After how long without one it is asked whether the space is still to run.
+const MISSED: Duration = Duration::from_secs(2);
 
 /// A pod whose end is to be looked into: its space, and what is known of it.
 pub(crate) type Finished = (String, Seen);
@@ -108,7 +110,7 @@ impl Cache {
     }
 
     /// A pod was seen: by the watch, or `fresh` from an answer of its own.
-    pub(crate) fn put(&self, space: &str, seen: Seen, fresh: bool) {
+    pub(crate) fn put(&self, space: &str, mut seen: Seen, fresh: bool) {
         let before = self.pod(space).filter(|it| it.uid != seen.uid);
         if let Some(before) = before {
             // Old news of the pod before this one, or the end of that.
@@ -142,6 +144,9 @@ impl Cache {
                 return;
             }
         }
+        if seen.going && !stopped {
+            self.taken_away(&mut seen);
+        }
         let over = seen.is_over().then(|| seen.clone());
         let entry = Entry { seen, events, exit: None, fresh, stopped };
         let changed = before != Some((entry.seen.stage.clone(), detail(&entry)));
@@ -165,6 +170,21 @@ impl Cache {
         self.changed.send_replace(());
     }
 
+    /// A program that is over since somebody else deletes its pod did not end by itself.
+    fn taken_away(&self, seen: &mut Seen) {
+        let Stage::Over(ended) = &mut seen.stage else { return };
+        if ended.reason == NODE_LOST {
+            return;
+        }
+        if self.remade {
+            // The run goes on in the next pod.
+            BEING_DELETED.clone_into(&mut seen.why);
+            seen.stage = Stage::Starting;
+        } else if ended.reason.is_empty() {
+            DELETED.clone_into(&mut ended.reason);
+        }
+    }
+
     /// A pod is no more.
     pub(crate) fn gone(&self, space: &str, uid: &str) {
         let mut known = self.known();
@@ -176,7 +196,8 @@ impl Cache {
         if self.remade && !entry.stopped && !entry.seen.is_over() {
             let instance = entry.seen.instance.clone();
             known.dead.insert(uid.into(), Instant::now());
-            known.awaited.insert(space.to_owned(), (instance.clone(), Instant::now()));
+            let awaited = Awaited { instance: instance.clone(), since: Instant::now(), asked: false };
+            known.awaited.insert(space.to_owned(), awaited);
             drop(known);
             self.tell(awaiting(space, &instance));
             self.changed.send_replace(());
@@ -187,7 +208,7 @@ impl Cache {
             let ended = match entry.seen.stage {
                 Stage::Over(ended) => ended,
                 _ if entry.stopped => Ended::default(),
-                _ => Ended { reason: "its pod was deleted in the cluster".to_owned(), ..Ended::default() },
+                _ => Ended { reason: DELETED.to_owned(), ..Ended::default() },
             };
             exit_of(&ended, Vec::new())
         });
@@ -325,28 +346,43 @@ impl Cache {
             phase: Phase::Exited(tomb.exit.clone()),
             detail: tomb.exit.reason.clone(),
         });
-        let awaited = known.awaited.iter().map(|(space, (instance, _))| awaiting(space, instance));
+        let awaited = known.awaited.iter().map(|(space, it)| awaiting(space, &it.instance));
         pods.chain(tombs).chain(awaited).collect()
+    }
+
+    /// The spaces whose pods are missed for a while: whether they are wanted is
+    /// to be asked, once.
+    pub(crate) fn missed(&self) -> Vec<String> {
+        let mut known = self.known();
+        let missed = known.awaited.iter_mut().filter(|(_, it)| !it.asked && it.since.elapsed() >= MISSED);
+        let ask = |(space, it): (&String, &mut Awaited)| {
+            it.asked = true;
+            space.clone()
+        };
+        missed.map(ask).collect()
     }
 
     /// The runs whose pods no controller made anew are over.
     pub(crate) fn give_up_waiting(&self) {
-        let mut known = self.known();
-        let late = |since: &Instant| since.elapsed() >= AWAITED;
-        let over: Vec<(String, Box<str>)> = known
-            .awaited
-            .iter()
-            .filter(|(_, (_, since))| late(since))
-            .map(|(space, (instance, _))| (space.clone(), instance.clone()))
-            .collect();
-        for (space, instance) in over {
-            known.awaited.remove(&space);
-            let reason = "its pod was deleted in the cluster, and no controller made it anew".to_owned();
-            let exit = exit_of(&Ended { reason, ..Ended::default() }, Vec::new());
-            let tomb = Tomb { instance: instance.clone(), exit: exit.clone(), since: Instant::now() };
-            known.tombs.insert(space.clone(), tomb);
-            self.exited(&space, &instance, exit);
+        let late: Vec<String> = {
+            let known = self.known();
+            let late = known.awaited.iter().filter(|(_, it)| it.since.elapsed() >= AWAITED);
+            late.map(|(space, _)| space.clone()).collect()
+        };
+        for space in late {
+            self.await_no_more(&space, "its pod was deleted in the cluster, and no controller made it anew");
         }
+    }
+
+    /// A run is over whose pod was awaited.
+    pub(crate) fn await_no_more(&self, space: &str, reason: &str) {
+        let mut known = self.known();
+        let Some(Awaited { instance, .. }) = known.awaited.remove(space) else { return };
+        let exit = exit_of(&Ended { reason: reason.to_owned(), ..Ended::default() }, Vec::new());
+        let tomb = Tomb { instance: instance.clone(), exit: exit.clone(), since: Instant::now() };
+        known.tombs.insert(space.to_owned(), tomb);
+        drop(known);
+        self.exited(space, &instance, exit);
     }
 
     /// Pods whose nodes should have told of their end long ago are over.

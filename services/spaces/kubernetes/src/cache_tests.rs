@@ -158,6 +158,45 @@ fn a_controller_makes_a_pod_anew() {
 }
 
 #[test]
+fn a_program_that_ends_with_its_pods_deletion_did_not_end_by_itself() {
+    let going = |stage: Stage| Seen { going: true, ..seen("1", 2, stage) };
+    // For a controller's space the run goes on in the next pod.
+    let mut it = Watched::of(true);
+    it.cache.put("s", seen("1", 1, Stage::Ready), false);
+    it.cache.put("s", going(over(143)), false);
+    it.cache.gone("s", "1");
+    assert_eq!(
+        it.told()[1..],
+        [
+            "s run-1 starting its pod is being deleted in the cluster",
+            "s run-1 starting its pod was deleted in the cluster and is made anew",
+        ]
+    );
+    // Unless nobody wants it any more.
+    it.cache.await_no_more("s", "enough");
+    it.cache.await_no_more("s", "enough");
+    assert_eq!(it.told(), ["s run-1 exited None  enough"]);
+    // Elsewhere it is over, with the true reason, or none if this process did it.
+    for (stopping, reason) in [(false, "  its pod was deleted in the cluster"), (true, "")] {
+        let mut it = Watched::new();
+        it.cache.put("s", seen("1", 1, Stage::Ready), false);
+        if stopping {
+            it.cache.stopping("s", "1");
+        }
+        it.cache.put("s", going(over(143)), false);
+        it.cache.finish("s", "1", Vec::new());
+        assert_eq!(it.told()[1..], [format!("s run-1 exited Some(143){reason}")]);
+    }
+    // One that had ended by itself before is over all the same.
+    let mut it = Watched::of(true);
+    it.cache.put("s", seen("1", 1, over(3)), false);
+    it.cache.put("s", going(over(3)), false);
+    it.cache.finish("s", "1", Vec::new());
+    it.cache.gone("s", "1");
+    assert_eq!(it.told(), ["s run-1 exited Some(3)"]);
+}
+
+#[test]
 fn one_pod_follows_another() {
     let mut it = Watched::new();
     it.cache.put("s", seen("1", 5, Stage::Ready), false);

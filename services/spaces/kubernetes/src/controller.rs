@@ -33,6 +33,8 @@ use crate::{KubernetesDriver, Options, Reach, Way, change, names};
 /// How often a resource is looked at whatever happens. It asks for nothing
 /// while all is as it should be.
 const ROUND: Duration = Duration::from_secs(60);
+/// How often while a pod is being deleted.
+const GOING: Duration = Duration::from_secs(1);
 /// When what failed is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 /// Resources that are worked on at once.
@@ -101,8 +103,12 @@ async fn lead(inner: &Arc<Inner>) {
         .reconcile_on(pods)
         .run(reconcile, |_, _, _| Action::requeue(AGAIN), context)
         .for_each(|done| {
-            if let Err(error) = done {
-                tracing::warn!(%error, "a space's custom resource cannot be followed; it is tried again");
+            match done {
+                // Its pod goes after it, which is no reason to look at what is gone.
+                Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a space's custom resource cannot be followed; it is tried again");
+                }
             }
             std::future::ready(())
         })
@@ -126,6 +132,7 @@ async fn reconcile(space: Arc<Space>, context: Arc<Context>) -> Result<Action> {
         return Ok(Action::await_change());
     }
     inner.synced().await?;
+    mark(inner, &space).await?;
     let done = act(inner, &space).await;
     let status = match &done {
         Ok(()) => status_of(&space, inner.cache.pod(&spec.id).as_ref(), &inner.cache.why(&spec.id)),
@@ -140,8 +147,23 @@ async fn reconcile(space: Arc<Space>, context: Arc<Context>) -> Result<Action> {
         // Nothing but another spec mends that.
         Err(Error::Invalid(_)) => Ok(Action::await_change()),
         Err(error) => Err(error),
+        // What has ended says no more when it is gone.
+        Ok(()) if inner.cache.pod(&spec.id).is_some_and(|it| it.going) => Ok(Action::requeue(GOING)),
         Ok(()) => Ok(Action::requeue(ROUND)),
     }
+}
+
+/// Labels one that was made by hand as Podyard's own are, by which they are found.
+async fn mark(inner: &Inner, space: &Space) -> Result<()> {
+    let labels = names::labels(&space.spec.launch(), &inner.options);
+    let is = space.labels();
+    if labels.iter().all(|(key, value)| is.get(key).is_some_and(|it| *value == **it)) {
+        return Ok(());
+    }
+    let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
+    let patch = json!({ "metadata": { "labels": labels } });
+    let marked = api(inner).patch(&space.name_any(), &params, &Patch::Merge(&patch)).await;
+    marked.map(|_| ()).map_err(|error| told("it cannot be labelled", error))
 }
 
 /// Does what the spec asks for and the pod is not.

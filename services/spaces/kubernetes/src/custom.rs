@@ -28,6 +28,12 @@ async fn find(inner: &Inner, space: &str) -> Result<Option<Space>> {
     Ok(list.items.into_iter().find(|it| it.spec.id == space))
 }
 
+/// Whether a space is to run, as its resource says.
+pub(crate) async fn is_wanted(inner: &Inner, space: &str) -> Result<bool> {
+    let there = find(inner, space).await?;
+    Ok(there.is_some_and(|it| it.spec.running && it.metadata.deletion_timestamp.is_none()))
+}
+
 /// Says that a space is to run, or finds that it is to already.
 pub(crate) async fn start(inner: &Arc<Inner>, launch: &Launch) -> Result<Instance> {
     let run = Run::new();
@@ -77,6 +83,10 @@ pub(crate) async fn start(inner: &Arc<Inner>, launch: &Launch) -> Result<Instanc
 /// Says that a space is not to run, and ends its pod.
 pub(crate) async fn stop(inner: &Arc<Inner>, space: &str, grace: Duration) -> Result<Option<Exit>> {
     inner.synced().await?;
+    // The controller may be the faster to end it, and nobody else it is.
+    if let Some(seen) = inner.cache.pod(space) {
+        inner.cache.stopping(space, &seen.uid);
+    }
     if let Some(there) = find(inner, space).await?.filter(|it| it.spec.running) {
         let name = there.metadata.name.unwrap_or_default();
         let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };

@@ -13,7 +13,8 @@
 //! they are there. What a process hides its environment, its arguments and its
 //! session with is found by nobody, and lasts as long as the pod.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+mod pulse;
+
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -30,6 +31,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
+use self::pulse::{PING, Pulse};
+
 /// How often the script in the pod is told that the terminal is held. It is also
 /// what keeps proxies on the way from closing an idle connection.
 const BEAT: Duration = Duration::from_secs(10);
@@ -43,14 +46,11 @@ const END: Duration = Duration::from_secs(5);
 const OUTPUT: usize = 4;
 /// Inputs that may wait for the shell.
 const INPUT: usize = 8;
-/// How often each websocket is asked whether the other side is there; the server
-/// itself asks never.
-const PING: Duration = Duration::from_secs(20);
-/// One of which nothing came for so long is lost: TCP would notice that only
-/// after a quarter of an hour, and only if something was to be sent.
-const SILENCE: Duration = PING.saturating_mul(3);
-/// So many bytes of input always have room on the way to the shell.
-const ROOM: u64 = 4096;
+
+/// What a runtime says of a process that was killed, as all of a pod are at its end.
+const KILLED: i32 = 137;
+/// How long the two ends of a pod's two processes may be apart.
+const TOGETHER: Duration = Duration::from_secs(1);
 
 /// The channels of the protocol: the first byte of each message.
 mod channel {
@@ -169,69 +169,6 @@ fn refused(error: &kube::Error) -> Error {
     }
 }
 
-/// When the other side of a websocket was last heard.
-struct Pulse {
-    begin: Instant,
-    /// In milliseconds since the beginning; 0: no ping was answered yet. A server
-    /// that answers none is not judged by that.
-    heard: AtomicU64,
-    /// Nothing is read, since nobody takes what was read.
-    held: AtomicBool,
-    /// Bytes of input that were sent, ...
-    sent: AtomicU64,
-    /// ... and how many of them the server is known to have read.
-    taken: AtomicU64,
-}
-
-impl Pulse {
-    fn new() -> Self {
-        let (heard, sent, taken) = <(AtomicU64, AtomicU64, AtomicU64)>::default();
-        Self { begin: Instant::now(), heard, held: AtomicBool::default(), sent, taken }
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
-    }
-
-    /// A ping says how much was sent before it, and its answer says it again.
-    fn ping(&self) -> Message {
-        Message::Ping(Bytes::copy_from_slice(&self.sent.load(Relaxed).to_be_bytes()))
-    }
-
-    fn heard(&self, message: &Message) {
-        if let Message::Pong(said) = message {
-            if let Ok(taken) = <[u8; 8]>::try_from(&said[..]) {
-                self.taken.fetch_max(u64::from_be_bytes(taken), Relaxed);
-            }
-        } else if self.heard.load(Relaxed) == 0 {
-            return;
-        }
-        self.heard.store(self.now(), Relaxed);
-    }
-
-    fn hold(&self) {
-        self.held.store(true, Relaxed);
-    }
-
-    /// It is read again. What waits may come first.
-    fn go_on(&self) {
-        if self.held.swap(false, Relaxed) && self.heard.load(Relaxed) > 0 {
-            self.heard.store(self.now(), Relaxed);
-        }
-    }
-
-    /// Whether nobody seems to be there any more.
-    fn is_lost(&self) -> bool {
-        let heard = self.heard.load(Relaxed);
-        if heard == 0 || self.held.load(Relaxed) {
-            return false;
-        }
-        // A shell that reads nothing holds up the server, which then reads no pings.
-        let waits = self.sent.load(Relaxed).saturating_sub(self.taken.load(Relaxed)) > ROOM;
-        !waits && Duration::from_millis(self.now().saturating_sub(heard)) >= SILENCE
-    }
-}
-
 /// What arrives on an exec.
 enum News {
     Output(Bytes),
@@ -282,6 +219,25 @@ fn ended(status: &[u8]) -> TerminalEnd {
     let code = code.and_then(|it| it.message.as_deref()?.parse().ok());
     let reason = if code.is_some() { String::new() } else { status.message.unwrap_or_default() };
     TerminalEnd { code, reason }
+}
+
+/// How an exec ends, whatever it says before.
+async fn over(stream: &mut SplitStream<Socket>, pulse: &Pulse) -> TerminalEnd {
+    loop {
+        if let News::Over(end) = next(stream, pulse).await {
+            return end;
+        }
+    }
+}
+
+/// What it means for a terminal that its keeper is over.
+fn let_go(keeper: &TerminalEnd) -> TerminalEnd {
+    let reason = match keeper.code {
+        Some(KILLED) => "the space has ended".to_owned(),
+        Some(code) => format!("the pod does not hold the terminal any more: exit code {code}"),
+        None => format!("the pod does not hold the terminal any more: {}", keeper.reason),
+    };
+    TerminalEnd { code: None, reason }
 }
 
 fn message(channel: u8, data: &[u8]) -> Message {
@@ -335,8 +291,7 @@ impl Keeper {
                 self.0.sink.send(message(channel::STDIN, b"end\n")).await
             };
             if said.is_ok() {
-                let pulse = Pulse::new();
-                while let News::Output(_) = next(&mut self.0.stream, &pulse).await {}
+                over(&mut self.0.stream, &Pulse::new()).await;
             }
         };
         // If it does not come through, it sees that no lines come any more.
@@ -380,7 +335,7 @@ async fn serve(
             let frame = tokio::select! {
                 it = typed.recv() => match it {
                     Some(TerminalInput::Data(bytes)) => {
-                        pulse.sent.fetch_add(bytes.len() as u64, Relaxed);
+                        pulse.send(bytes.len());
                         message(channel::STDIN, &bytes)
                     }
                     Some(TerminalInput::Resize(size)) => resize(size),
@@ -408,10 +363,7 @@ async fn serve(
                 news = next(&mut keeper_stream, &keeper_pulse) => match news {
                     News::Output(_) => continue,
                     // Without it nobody would end the shell.
-                    News::Over(end) => {
-                        let reason = format!("the pod does not hold the terminal any more: {}", end.reason);
-                        return Some(TerminalEnd { code: None, reason });
-                    }
+                    News::Over(end) => return Some(let_go(&end)),
                 },
                 _ = beat.tick() => {
                     // The two are connections of their own, and either may be lost alone.
@@ -435,6 +387,14 @@ async fn serve(
         end = keeping => end,
         end = typing => end,
         () = shown.closed() => None,
+    };
+    // A pod's end kills both, and either may be heard first.
+    let end = match end {
+        Some(end) if end.code == Some(KILLED) => {
+            let over = timeout(TOGETHER, over(&mut keeper_stream, &keeper_pulse)).await;
+            Some(over.map_or(end, |it| let_go(&it)))
+        }
+        end => end,
     };
     tracing::debug!(seconds = begin.elapsed().as_secs(), ?end, "a terminal in a pod ended");
     if let Some(end) = end {

@@ -14,6 +14,11 @@ const LOOKS: [u64; 5] = [2, 5, 10, 20, 40];
 /// And from then on how often.
 const LATER: u64 = 60;
 
+/// Why a run is over, or about to be, that somebody else has ended.
+pub(crate) const DELETED: &str = "its pod was deleted in the cluster";
+pub(crate) const NOT_WANTED: &str = "it was stopped in the cluster";
+pub(crate) const BEING_DELETED: &str = "its pod is being deleted in the cluster";
+
 /// A pod of a space and what was told of it.
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -37,6 +42,15 @@ pub(crate) struct Tomb {
     pub(crate) since: Instant,
 }
 
+/// A run whose pod a controller is to make anew.
+#[derive(Debug)]
+pub(crate) struct Awaited {
+    pub(crate) instance: Box<str>,
+    pub(crate) since: Instant,
+    /// Whether the cluster was asked if the run is still wanted.
+    pub(crate) asked: bool,
+}
+
 /// A start that goes on.
 #[derive(Debug)]
 pub(crate) struct Look {
@@ -51,8 +65,7 @@ pub(crate) struct Known {
     pub(crate) claims: HashMap<String, Kept>,
     pub(crate) tombs: HashMap<String, Tomb>,
     pub(crate) looks: HashMap<String, Look>,
-    /// Runs whose pod a controller is to make anew, and since when.
-    pub(crate) awaited: HashMap<String, (Box<str>, Instant)>,
+    pub(crate) awaited: HashMap<String, Awaited>,
     /// Pods that are no more, of which the watch may still bring old news.
     pub(crate) dead: HashMap<Box<str>, Instant>,
     pub(crate) synced: (bool, bool),
@@ -75,7 +88,7 @@ pub(crate) fn detail(entry: &Entry) -> String {
     if entry.seen.stage == Stage::Starting && !entry.events.is_empty() {
         entry.events.clone()
     } else if entry.seen.going && !entry.stopped && !entry.seen.is_over() {
-        "its pod is being deleted in the cluster".to_owned()
+        BEING_DELETED.to_owned()
     } else {
         entry.seen.why.clone()
     }

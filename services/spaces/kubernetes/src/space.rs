@@ -25,7 +25,7 @@ use serde_json::Value;
     derive = "PartialEq",
     doc = "A development space of Podyard.",
     category = "podyard",
-    printcolumn = r#"{"name":"Name","type":"string","jsonPath":".spec.title"}"#,
+    printcolumn = r#"{"name":"Title","type":"string","jsonPath":".spec.title"}"#,
     printcolumn = r#"{"name":"User","type":"string","jsonPath":".spec.user"}"#,
     printcolumn = r#"{"name":"Running","type":"boolean","jsonPath":".spec.running"}"#,
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
@@ -271,7 +271,7 @@ mod tests {
             .iter()
             .map(|it| it["name"].as_str().unwrap())
             .collect();
-        assert_eq!(columns, ["Name", "User", "Running", "Phase", "Message", "Node", "Age"]);
+        assert_eq!(columns, ["Title", "User", "Running", "Phase", "Message", "Node", "Age"]);
         let schema = &version["schema"]["openAPIV3Schema"];
         let spec = &schema["properties"]["spec"];
         let mut required: Vec<&str> =

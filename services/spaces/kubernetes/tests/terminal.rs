@@ -51,6 +51,11 @@ impl House {
     /// A driver with a space that runs.
     async fn running(&self) -> KubernetesDriver {
         let driver = self.driver().await;
+        self.start(&driver).await;
+        driver
+    }
+
+    async fn start(&self, driver: &KubernetesDriver) {
         let launch = Launch {
             id: "s1".into(),
             sid: "s10123456789abcdef".into(),
@@ -73,7 +78,6 @@ impl House {
             assert!(Instant::now() < deadline, "it does not run");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        driver
     }
 }
 
@@ -266,8 +270,14 @@ async fn the_pods_end_is_the_terminals() {
     let driver = house.running().await;
     let shell = open(&driver).await;
     driver.stop("s1", Duration::from_secs(1)).await.unwrap();
-    let end = shell.end().await;
-    assert!(end.code == Some(137) || end.code.is_none(), "{end:?}");
+    assert_eq!(shell.end().await, TerminalEnd { code: None, reason: "the space has ended".into() });
+    // A shell that is killed alone has its own end.
+    house.start(&driver).await;
+    let mut shell = open(&driver).await;
+    shell.type_in("echo up-$((1+1)); kill -s KILL $$\n").await;
+    shell.until("up-2").await;
+    assert_eq!(shell.end().await, TerminalEnd { code: Some(137), reason: String::new() });
+    driver.stop("s1", Duration::from_secs(1)).await.unwrap();
     assert!(matches!(driver.terminal("s1", SIZE).await, Err(Error::Unavailable(_))));
     drop(house.double);
 }

@@ -74,10 +74,17 @@ struct Column {
     name: String,
     kind: String,
     path: Option<String>,
+    /// 0: always shown; others only where there is room (`kubectl get -o wide`).
+    priority: i64,
 }
 
 fn columns(of: &Resource) -> Vec<Column> {
-    let plain = |name: &str, kind: &str| Column { name: name.to_owned(), kind: kind.to_owned(), path: None };
+    let plain = |name: &str, kind: &str| Column {
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        path: None,
+        priority: 0,
+    };
     let mut columns = vec![plain("Name", "string")];
     match (of.custom.as_deref(), of.plural.as_str()) {
         (Some(version), _) => {
@@ -86,6 +93,7 @@ fn columns(of: &Resource) -> Vec<Column> {
                 name: text(&it["name"]).to_owned(),
                 kind: text(&it["type"]).to_owned(),
                 path: it["jsonPath"].as_str().map(str::to_owned),
+                priority: it["priority"].as_i64().unwrap_or(0),
             }));
             if !own.is_empty() {
                 return columns;
@@ -109,9 +117,9 @@ fn table(of: &Resource, objects: &[Value], meta: &Value) -> Value {
     let definitions: Vec<Value> = columns
         .iter()
         .map(|it| {
-            let format = if it.name == "Name" { "name" } else { "" };
+            let format = if it.path.is_none() && it.name == "Name" { "name" } else { "" };
             json!({"name": it.name, "type": it.kind, "format": format, "description": it.name,
-                "priority": 0})
+                "priority": it.priority})
         })
         .collect();
     let rows: Vec<Value> = objects

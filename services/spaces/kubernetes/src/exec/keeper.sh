@@ -15,6 +15,8 @@ members() {
         # The name before the bracket may hold anything. Then: state parent group session.
         set -- ${stat##*) }
         case $1 in Z|X) continue ;; esac
+        # What was there before the keeper is not the terminal's: most of what is read is spared.
+        [ "${20:-0}" -lt "$own_start" ] && continue
         session=$4
         [ "$2" = "$own" ] && [ "$session" = "$own_session" ] && continue
         if bears "$dir/environ" || bears "$dir/cmdline"; then
@@ -42,8 +44,8 @@ bears() {
     return 1
 }
 
-own_session=0
-{ IFS= read -r stat < /proc/self/stat; } 2>/dev/null && { set -- ${stat##*) }; own_session=$4; }
+own_session=0 own_start=0
+{ IFS= read -r stat < /proc/self/stat; } 2>/dev/null && { set -- ${stat##*) }; own_session=$4 own_start=${20:-0}; }
 set -- "$id" "$patience"
 
 end_all() {

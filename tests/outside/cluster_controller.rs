@@ -1,0 +1,156 @@
+//! Spaces as custom resources, on the real binary: `podyard controller` keeps
+//! them, whether Podyard's servers are there or not.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Cluster, HELPER, House, Kind, key, until};
+
+on_each_database!(
+    without mysql:
+    a_space_is_kept_while_podyard_is_away,
+    a_resource_that_was_made_by_hand,
+);
+
+const SOON: Duration = Duration::from_secs(40);
+
+const WAY: [&str; 2] = ["--kubernetes-way", "custom-resources"];
+
+/// The pod of that name, once it is another one than before and ready.
+#[track_caller]
+fn made_anew(cluster: &Cluster, name: &str, before: &Value) -> Value {
+    until("the pod is made anew", SOON, || {
+        let pod = cluster.all("pods").into_iter().find(|it| it["metadata"]["name"] == name)?;
+        let conditions = pod["status"]["conditions"].as_array()?;
+        let ready = conditions.iter().any(|it| it["type"] == "Ready" && it["status"] == "True");
+        (ready && pod["metadata"]["uid"] != *before).then(|| pod["metadata"]["uid"].clone())
+    })
+}
+
+#[track_caller]
+fn phase(cluster: &Cluster, name: &str, wanted: &str) -> Value {
+    until(&format!("{name} is {wanted}"), SOON, || {
+        let status = cluster.space(name)?["status"].take();
+        (status["phase"] == wanted).then_some(status)
+    })
+}
+
+fn a_space_is_kept_while_podyard_is_away(kind: Kind) {
+    let (house, cluster) = (House::new(kind), Cluster::start("10"));
+    let _controller = house.control(&cluster);
+    let mut server = house.serve_in(&cluster, &WAY);
+    let admin = server.admin();
+    let id = admin.space("work", &admin.container_template("Echo", &json!({})));
+    let url = key(&admin.start(&id), "url");
+    admin.get(&url).expect(200);
+    let pod = cluster.all("pods").remove(0);
+    let (name, first) = (key(&pod["metadata"], "name"), pod["metadata"]["uid"].clone());
+    let status = phase(&cluster, &name, "Ready");
+    assert_eq!((&status["pod"], &status["node"]), (&json!(name), &json!("node1")), "{status}");
+    let spec = cluster.space(&name).unwrap()["spec"].take();
+    assert_eq!((&spec["title"], &spec["running"]), (&json!("work"), &json!(true)), "{spec}");
+    // Nobody of Podyard's API is there, and its pod goes, in one way and another.
+    server.kill_9();
+    cluster.delete_pod(&name);
+    let second = made_anew(&cluster, &name, &first);
+    cluster.pod(&name, "kill");
+    let third = made_anew(&cluster, &name, &second);
+    phase(&cluster, &name, "Ready");
+    // Back, it shows what is, and brings the way there.
+    let server = house.serve_in(&cluster, &WAY);
+    let admin = admin.at(&server.base);
+    until("it opens", SOON, || (admin.get(&url).status == 200).then_some(()));
+    assert_eq!(admin.read_space(&id)["status"], "running");
+    // It is the same while Podyard is there.
+    cluster.delete_pod(&name);
+    made_anew(&cluster, &name, &third);
+    until("it opens", SOON, || (admin.get(&url).status == 200).then_some(()));
+    assert_eq!(admin.read_space(&id)["status"], "running");
+    let events = admin.get(&format!("/spaces/{id}/events")).expect(200).of("events");
+    assert!(!events.as_array().unwrap().iter().any(|it| it["action"] == "died"), "{events}");
+    // Whoever stops it in the cluster is heard.
+    merge(&cluster, &name, &json!({"spec": {"running": false}}));
+    let stopped = admin.wait_for(&id, &["stopped"]);
+    assert_eq!(stopped["status_reason"], "it was stopped in the cluster");
+    admin.start(&id);
+    // It ends when Podyard says so, and with it all that there was of it.
+    admin.stop(&id);
+    phase(&cluster, &name, "Stopped");
+    assert!(cluster.names("pods").is_empty());
+    admin.delete(&format!("/spaces/{id}?force=true")).expect(200);
+    until("all of it is gone", SOON, || {
+        (cluster.space(&name).is_none() && cluster.names("persistentvolumeclaims").is_empty()).then_some(())
+    });
+}
+
+/// What `kubectl patch --type=merge` does.
+fn merge(cluster: &Cluster, name: &str, patch: &Value) {
+    let headers =
+        [("Authorization", "Bearer double-admin"), ("Content-Type", "application/merge-patch+json")];
+    let path = format!("{}/{name}", Cluster::spaces_path());
+    cluster.client().send("PATCH", &path, &headers, Some(patch.to_string().as_bytes())).expect(200);
+}
+
+/// As it could be written by hand.
+fn written(name: &str, labels: &str, more: &str) -> String {
+    format!(
+        "apiVersion: podyard.dev/v1alpha1\nkind: Space\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n\
+         spec:\n  id: {name}\n  sid: {name}\n  user: ann\n  title: By hand\n  basePath: /ws/{name}/\n  running: true\n  \
+         image: echo:1\n  command: ['{HELPER}', serve-at, 0.0.0.0, '{{port}}']\n  port: 8080\n  cpu: 100m\n  \
+         memory: 64Mi\n  storage: 1Gi\n{more}"
+    )
+}
+
+fn a_resource_that_was_made_by_hand(kind: Kind) {
+    let (house, cluster) = (House::new(kind), Cluster::start("10"));
+    let _controller = house.control(&cluster);
+    let path = |name: &str| format!("{}/{name}", Cluster::spaces_path());
+    let labels = "app.kubernetes.io/managed-by: podyard, podyard.dev/installation: podyard";
+    let apply =
+        |name: &str, labels: &str, more: &str| cluster.apply(&path(name), &written(name, labels, more));
+    // The cluster itself refuses what is none, by the definition.
+    let refused = apply("bad", labels, "  runAs: 0\n");
+    assert!(refused.status == 422 && refused.text().contains("runAs"), "{}", refused.text());
+    // One that cannot be, and one that is not Podyard's.
+    apply("odd", labels, "  mount: odd\n").expect(201);
+    apply("strange", "team: ours", "").expect(201);
+    apply("mine", labels, "").expect(201);
+    let status = phase(&cluster, "mine", "Ready");
+    let (name, node) = (key(&status, "pod"), key(&status, "node"));
+    assert!(name.starts_with("ws-ann-") && node == "node1", "{status}");
+    assert_eq!(status["conditions"][0]["status"], "True", "{status}");
+    // It is found as Podyard's own are.
+    let found =
+        cluster.send("GET", &format!("{}?labelSelector=podyard.dev/user=ann", Cluster::spaces_path()), None);
+    assert_eq!(found.expect(200).json()["items"].as_array().map(Vec::len), Some(2));
+    let failed = phase(&cluster, "odd", "Failed");
+    assert!(key(&failed, "message").contains("odd"), "{failed}");
+    // It is kept.
+    let first = cluster.all("pods")[0]["metadata"]["uid"].clone();
+    cluster.delete_pod(&name);
+    made_anew(&cluster, &name, &first);
+    // It stops, with its files kept, and starts again.
+    let run = |running: bool| merge(&cluster, "mine", &json!({"spec": {"running": running}}));
+    run(false);
+    let status = phase(&cluster, "mine", "Stopped");
+    assert_eq!((&status["pod"], &status["node"]), (&Value::Null, &Value::Null), "{status}");
+    assert!(cluster.names("pods").is_empty());
+    assert_eq!(cluster.names("persistentvolumeclaims"), [name.as_str()]);
+    run(true);
+    phase(&cluster, "mine", "Ready");
+    // A Podyard that knows of no such space stops it, and leaves its files alone.
+    let server = house.serve_in(&cluster, &WAY);
+    phase(&cluster, "mine", "Stopped");
+    assert_eq!(cluster.space("mine").unwrap()["spec"]["running"], false);
+    assert_eq!(cluster.names("persistentvolumeclaims"), [name.as_str()]);
+    server.end();
+    // Deleted, all of it goes.
+    cluster.send("DELETE", &path("mine"), None).expect(200);
+    until("its files are gone", SOON, || {
+        (!cluster.names("persistentvolumeclaims").contains(&name)).then_some(())
+    });
+    // What was not Podyard's nobody has touched.
+    assert!(cluster.space("strange").unwrap()["status"].is_null());
+    assert!(cluster.names("pods").is_empty());
+}
