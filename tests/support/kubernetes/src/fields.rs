@@ -161,7 +161,10 @@ fn always(path: &[String], schema: Option<&Value>) -> bool {
         ["spec" | "status"] => schema.is_none(),
         ["spec", "template", rest @ ..] | ["spec", rest @ ..] => {
             schema.is_none()
-                && matches!(rest, [] | ["metadata" | "spec" | "containers" | "strategy"] | ["spec", "containers"])
+                && matches!(
+                    rest,
+                    [] | ["metadata" | "spec" | "containers" | "strategy"] | ["spec", "containers"]
+                )
         }
         _ => false,
     }

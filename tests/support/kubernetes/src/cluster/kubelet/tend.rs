@@ -152,7 +152,12 @@ impl Life {
         self.after_end(at, containers, cares).await
     }
 
-    pub(super) async fn after_end(&mut self, at: usize, containers: &[Value], cares: &mut [Care]) -> Result<(), Break> {
+    pub(super) async fn after_end(
+        &mut self,
+        at: usize,
+        containers: &[Value],
+        cares: &mut [Care],
+    ) -> Result<(), Break> {
         let code = self.model.main[at].code().unwrap_or_default();
         let policy = self.restart_policy();
         let again = policy == "Always" || (policy == "OnFailure" && code != 0);
