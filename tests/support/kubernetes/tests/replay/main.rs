@@ -189,7 +189,7 @@ impl Replay {
         let to_its_end = step["ends"] == true || asked(step, "timeoutSeconds").is_some();
         let mut events = Vec::new();
         loop {
-            if !to_its_end && compare::events(step, &events).is_empty() {
+            if !to_its_end && compare::events(step, &events, self.pace).is_empty() {
                 return;
             }
             match lines.next().await {
@@ -197,7 +197,7 @@ impl Replay {
                 None => break,
             }
         }
-        for why in compare::events(step, &events) {
+        for why in compare::events(step, &events, self.pace) {
             self.fail(index, step, &why);
         }
         let lasts = step["lasts"].as_f64().unwrap_or_default() * 0.95 / self.pace;
@@ -323,8 +323,8 @@ scenarios! {
     discovery "01-discovery" 4.0;
     namespace "02a-namespace" 4.0;
     claim_immediate "02b-pvc-immediate" 4.0;
-    claim_for_a_consumer "02c-pvc-wait-for-first-consumer" 2.0;
-    pod_lifecycle "02d-pod-lifecycle" 2.0;
+    claim_for_a_consumer "02c-pvc-wait-for-first-consumer" 4.0;
+    pod_lifecycle "02d-pod-lifecycle" 4.0;
     pod_completes "02e-pod-completes" 2.0;
     pod_apply "02f-pod-apply" 2.0;
     managed_fields "02g-managed-fields-example" 4.0;
@@ -341,13 +341,13 @@ scenarios! {
     bad_command "03k-bad-command" 4.0;
     missing_secret "03l-missing-secret" 4.0;
     liveness "03m-liveness-restart" 5.0;
-    delete_graceful "04a-delete-graceful" 4.0;
+    delete_graceful "04a-delete-graceful" 8.0;
     delete_force "04b-delete-force" 2.0;
-    claim_in_use "04c-pvc-in-use" 2.0;
+    claim_in_use "04c-pvc-in-use" 4.0;
     delete_options "04d-delete-options" 2.0;
     owner_references "04e-owner-references" 3.0;
     list "05a-list" 4.0;
-    watch_variants "05b-watch" 4.0;
+    watch_variants "05b-watch" 8.0;
     gone "05c-gone-410" 4.0;
     bookmarks "05d-bookmarks-idle" 60.0;
     wire_bytes "05e-wire-bytes" 2.0;
