@@ -54,13 +54,16 @@ impl Replay {
                 }
                 !alike(&wanted, &is)
             }
-            "text" => {
+            "text" | "ends" => {
                 // Stamps are of their time.
                 let plain = |text: &str| -> Vec<String> {
                     text.lines().map(|it| it.split_once("Z ").map_or(it, |it| it.1).to_owned()).collect()
                 };
                 let (wanted, is) = (wanted.as_str().unwrap(), body["text"].as_str().unwrap_or_default());
-                !wanted.starts_with("apiVersion") && plain(wanted) != plain(is)
+                match how.as_str() {
+                    "ends" => !plain(is).ends_with(&plain(wanted)),
+                    _ => !wanted.starts_with("apiVersion") && plain(wanted) != plain(is),
+                }
             }
             "list" => {
                 let names: Vec<&Value> =
