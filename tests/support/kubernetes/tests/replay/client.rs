@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 
 /// Sends what a step says; `at` is `host:port`.
 pub async fn send(at: &str, token: Option<&str>, step: &Value) -> hyper::Response<Incoming> {
@@ -94,7 +94,8 @@ pub async fn session(response: hyper::Response<Incoming>, frames: &[Value]) -> V
             tokio::time::sleep(Duration::from_millis(300)).await;
             if input[0] == "in-close" {
                 if ends_first {
-                    let _ = to.send(Message::Close(None)).await;
+                    let frame = CloseFrame { code: 1000.into(), reason: "".into() };
+                    let _ = to.send(Message::Close(Some(frame))).await;
                 }
                 continue;
             }

@@ -27,6 +27,8 @@ struct Replay {
     /// What was recorded and what it is here: versions, uids, tokens of pages.
     versions: HashMap<String, String>,
     words: HashMap<String, String>,
+    /// The image of the template that a hash in a recorded name stands for.
+    hashes: HashMap<String, String>,
     wrong: Vec<String>,
 }
 
@@ -42,6 +44,7 @@ async fn replay(name: &str, pace: f64) {
         pace,
         versions: HashMap::new(),
         words: HashMap::new(),
+        hashes: serde_json::from_value(fixture["hashes"].clone()).unwrap_or_default(),
         wrong: Vec::new(),
     };
     replay.set_up(&fixture["setup"]).await;
@@ -64,16 +67,18 @@ impl Replay {
                 continue;
             }
             if let Some(path) = step["wait"].as_str() {
+                let (phase, has) = (&step["phase"], &step["has"]);
                 let end = Instant::now() + Duration::from_secs(20);
                 loop {
                     let get = json!({"method": "GET", "path": path});
                     let object = client::body_of(client::send(&self.at, Some(self.token), &get).await).await;
-                    let ready = step["phase"] != "Running"
-                        || object["status"]["containerStatuses"][0]["ready"] == true;
-                    if object["status"]["phase"] == step["phase"] && ready {
+                    let ready =
+                        phase != "Running" || object["status"]["containerStatuses"][0]["ready"] == true;
+                    if object["status"]["phase"] == *phase && ready && (has.is_null() || within(has, &object))
+                    {
                         break;
                     }
-                    assert!(Instant::now() < end, "{path} does not become {}: {object}", step["phase"]);
+                    assert!(Instant::now() < end, "{path} does not become {phase}{has}: {object}");
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 continue;
@@ -150,12 +155,10 @@ impl Replay {
                 self.compare(index, step, &body);
             }
         }
+        let mut watched = Vec::new();
         for one in later {
             match one {
-                Later::Watch(index, task) => {
-                    let events = task.await.unwrap();
-                    self.compare_events(index, &steps[index], &events);
-                }
+                Later::Watch(index, task) => watched.push((index, task.await.unwrap())),
                 Later::Session(index, task) => {
                     let got = task.await.unwrap();
                     self.compare_frames(index, &steps[index], &got);
@@ -171,6 +174,26 @@ impl Replay {
                     }
                 }
             }
+        }
+        for set in watched.iter().flat_map(|it| &it.1).map(|it| &it["object"]) {
+            let image = &set["spec"]["template"]["spec"]["containers"][0]["image"];
+            let hash = set["metadata"]["labels"]["pod-template-hash"].as_str();
+            let recorded = self.hashes.iter().find(|it| *image == *it.1);
+            if let (Some(hash), Some((recorded, _))) = (hash, recorded) {
+                self.words.insert(recorded.clone(), hash.to_owned());
+            }
+        }
+        for (index, events) in watched {
+            let mut step = steps[index].clone();
+            let (mut told, mut loose) = (step["events"].to_string(), step["loose"].to_string());
+            for hash in self.hashes.keys() {
+                let Some(here) = self.words.get(hash) else { continue };
+                told = told.replace(hash, here);
+                loose = loose.replace(hash, here);
+            }
+            step["events"] = serde_json::from_str(&told).unwrap();
+            step["loose"] = serde_json::from_str(&loose).unwrap();
+            self.compare_events(index, &step, &events);
         }
     }
 
@@ -273,11 +296,11 @@ impl Replay {
         let wrong = match how.as_str() {
             "exact" => !within(wanted, body),
             "subset" => !within(wanted, body),
-            // How far a pod is at a moment, its watch tells.
+            // How far it is at a moment, its watch tells.
             "essence" => {
                 let (mut wanted, mut is) = (wanted.clone(), essence::of(body));
-                if wanted["kind"] == "Pod" {
-                    for field in ["phase", "reason", "node", "ip", "conditions", "containers"] {
+                if matches!(wanted["kind"].as_str(), Some("Pod" | "Deployment")) {
+                    for field in ["phase", "reason", "node", "ip", "conditions", "containers", "status"] {
                         for it in [&mut wanted, &mut is] {
                             it.as_object_mut().unwrap().remove(field);
                         }
@@ -342,8 +365,11 @@ impl Replay {
                     "initial": object["metadata"]["annotations"]["k8s.io/initial-events-end"] == "true"}),
                 _ => essence::of(object),
             };
-            let name =
-                if object["kind"] == "Event" { Value::Null } else { object["metadata"]["name"].clone() };
+            let meta = &object["metadata"];
+            let name = match object["kind"].as_str() {
+                Some("Event") => Value::Null,
+                _ => meta.get("generateName").unwrap_or(&meta["name"]).clone(),
+            };
             (kind, name, shown)
         }));
         for (name, wanted) in &wanted {
@@ -545,7 +571,10 @@ scenarios! {
     exec_pod_goes "06e-exec-pod-goes" 1.0;
     exec_rights "06i-exec-rbac" 4.0;
     logs "07-logs" 1.0;
+    attach_and_forward "06g-attach-portforward" 4.0;
     lease "08a-lease" 1.0;
     events "08b-events" 1.0;
     definitions "08c-crd" 1.0;
+    rollout "09a-deployment-rollout" 2.0;
+    bad_image "09b-deployment-bad-image" 2.0;
 }
