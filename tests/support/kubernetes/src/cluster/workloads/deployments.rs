@@ -67,7 +67,8 @@ impl Step<'_> {
         let mut new = current.map(|at| old.remove(at));
         let wanted = self.wanted();
         let active = |it: &Arc<Value>| size(it) > 0;
-        let of_another_size = |it: &Arc<Value>| it["metadata"]["annotations"][DESIRED] != wanted.to_string();
+        let desired = wanted.to_string();
+        let of_another_size = |it: &Arc<Value>| it["metadata"]["annotations"][DESIRED] != *desired;
         if new.iter().chain(&old).any(|it| active(it) && of_another_size(it)) {
             // One takes the whole difference, more of them what the roll-out gives them.
             let alone = new.iter().chain(&old).filter(|it| active(it)).count() == 1;
