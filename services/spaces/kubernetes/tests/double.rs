@@ -434,11 +434,24 @@ async fn logs() {
 }
 
 #[tokio::test]
+async fn what_is_written_arrives_as_it_is() {
+    let house = House::new().await;
+    let driver = house.driver().await;
+    let mut launch = launch("s1", "example.org/real:1");
+    let odd = "a $$ b $(HOME) $$(HOME) $x ${y} $";
+    launch.env = vec![("ODD".into(), odd.into())];
+    let script = r#"printf '%s\n' "$ODD" "$0"; echo $((1 + 1)); exit 4"#;
+    launch.command = ["sh", "-c", script, odd].map(str::to_owned).to_vec();
+    driver.start(&launch).await.unwrap();
+    let exit = exited(&driver, "s1").await;
+    assert_eq!((exit.code, exit.last_lines), (Some(4), vec![odd.into(), odd.into(), "2".into()]));
+}
+
+#[tokio::test]
 async fn a_followed_log_outlives_its_streams() {
     let house = House::new().await;
     let driver = house.driver().await;
     let mut launch = launch("s1", "example.org/real:1");
-    // Without a dollar, which the double leaves doubled.
     let script = r#"BEGIN { while (++i <= 80) { print "line " i; fflush(); system("sleep 0.1") }; exit 4 }"#;
     launch.command = ["awk", script].map(str::to_owned).to_vec();
     driver.start(&launch).await.unwrap();

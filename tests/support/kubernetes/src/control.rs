@@ -5,8 +5,11 @@
 //!   `{"duplicates": 1}`, `{"delayMs": 300}`); `POST cut/<store>` cuts them; `*` is all.
 //!   `POST cut/logs` ends the logs that are followed, as if they were over.
 //! - `GET stats` counts requests by verb and resource, `DELETE stats` begins anew.
-//! - `POST restart` `{"milliseconds": 500}`: the server goes away and comes back.
-//! - `POST compact`: what is older than now is too old to be watched from.
+//! - `POST restart` `{"milliseconds": 500}`: the server goes away and comes back. With
+//!   `"graceful": true` it goes as one that is asked to: not ready at once, deaf to new
+//!   connections after a second, and a minute later an end for what is open.
+//! - `POST compact`: what is older than now can neither be listed nor watched from.
+//!   `{"watches": "pods"}`: only pods cannot be watched from it; `""`: all still can.
 //! - `POST clock` `{"speed": 20}`.
 //! - `POST pods/<namespace>/<name>/<exit|oom|evict|ready|unready|kill>`: a container's end
 //!   (`{"code": 1}`), an eviction, its probe, or a pod that is gone from one moment to the next.
@@ -22,6 +25,7 @@ use serde_json::{Value, json};
 use crate::Server;
 use crate::cluster::{Steer, Word};
 use crate::http::{self, Request, Response};
+use crate::serve::Absence;
 use crate::status::Failure;
 use crate::value::{now, text, uid};
 
@@ -43,13 +47,16 @@ pub(crate) async fn handle(server: &Arc<Server>, request: &Request, path: &str) 
         (&Method::DELETE, ["stats"]) => server.faults.reset_counts(),
         (&Method::POST, ["restart"]) => {
             let order: Value = body(request)?;
-            let time = order["milliseconds"].as_u64().unwrap_or(500);
-            server.door.leave(Duration::from_millis(time)).await;
+            let time = Duration::from_millis(order["milliseconds"].as_u64().unwrap_or(500));
+            server.door.leave(Absence { time, graceful: order["graceful"] == true }).await;
         }
-        (&Method::POST, ["compact"]) => server.store.write(|state| {
-            state.window = state.version;
-            state.compacted = state.version;
-        }),
+        (&Method::POST, ["compact"]) => {
+            let order: Value = body(request)?;
+            server.store.write(|state| {
+                state.compact();
+                state.narrow(order["watches"].as_str().unwrap_or("*"));
+            });
+        }
         (&Method::POST, ["clock"]) => {
             let order: Value = body(request)?;
             let speed = order["speed"].as_f64();

@@ -20,6 +20,10 @@ pub(crate) fn answer(server: &Server, request: &Request) -> Result<Response, Fai
             "gitVersion": "v1.36.2", "gitCommit": "", "gitTreeState": "clean",
             "buildDate": "2026-11-20T00:00:00Z", "goVersion": "go1.26.3", "compiler": "gc",
             "platform": "linux/amd64"}),
+        ["readyz"] if server.door.leaves() => {
+            let checks = "[+]ping ok\n[+]log ok\n[+]informer-sync ok\n[-]shutdown failed: reason withheld\n";
+            return Ok(http::text(500, format!("{checks}readyz check failed\n")));
+        }
         ["healthz" | "livez" | "readyz"] => return Ok(http::text(200, "ok")),
         ["api"] if aggregated => return Ok(groups_document(&all, true)),
         ["apis"] if aggregated => return Ok(groups_document(&all, false)),

@@ -106,7 +106,8 @@ pub(crate) fn upgrade(
             return Ok(switch(server, &request, upgrade, chosen, forward::tunnel));
         }
         let ports = forward::ports(&request)?;
-        return Ok(switch(server, &request, upgrade, chosen, move |it| forward::run(it, ports, here.ip)));
+        let id = uid(&pod).to_owned();
+        return Ok(switch(server, &request, upgrade, chosen, move |it| forward::run(it, ports, id, here.ip)));
     }
     let ask = Ask {
         command: request

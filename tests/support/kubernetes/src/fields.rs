@@ -46,8 +46,7 @@ pub(crate) fn lists(field: &str, items: &[Value], schema: Option<&Value>) -> Lis
         | "volumes"
         | "env"
         | "imagePullSecrets"
-        | "secrets"
-        | "containerStatuses" => &["name"],
+        | "secrets" => &["name"],
         "conditions" => &["type"],
         "ownerReferences" => &["uid"],
         "volumeMounts" => &["mountPath"],
@@ -135,6 +134,39 @@ fn collect(value: &Value, field: &str, schema: Option<&Value>, at: &mut Path, se
                 set.insert(at.clone());
             }
         }
+    }
+}
+
+/// The maps and lists of `after` that `before` does not have, beside the fields of
+/// which they are made: who brings one by another way than apply owns it, too.
+pub(crate) fn brought(before: &Value, after: &Value, schema: Option<&Value>) -> Set {
+    let mut paths = Set::new();
+    for path in fields(after, schema) {
+        for length in 1..path.len() {
+            let above = &path[..length];
+            let whole = above.last().is_some_and(|step| step.starts_with("f:"));
+            if whole && !paths.contains(above) && !always(above, schema) && find(before, above).is_none() {
+                paths.insert(above.to_vec());
+            }
+        }
+    }
+    paths
+}
+
+/// What an object has before anything is in it: nobody brings it.
+fn always(path: &[String], schema: Option<&Value>) -> bool {
+    let steps: Vec<&str> = path.iter().map(|it| it.trim_start_matches("f:")).collect();
+    match steps.as_slice() {
+        ["metadata"] => true,
+        ["spec" | "status"] => schema.is_none(),
+        ["spec", "template", rest @ ..] | ["spec", rest @ ..] => {
+            schema.is_none()
+                && matches!(
+                    rest,
+                    [] | ["metadata" | "spec" | "containers" | "strategy"] | ["spec", "containers"]
+                )
+        }
+        _ => false,
     }
 }
 

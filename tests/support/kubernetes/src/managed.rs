@@ -16,6 +16,18 @@ pub(crate) struct Manager {
     pub sub: String,
 }
 
+impl Manager {
+    /// The kubelet, which writes how pods are.
+    pub fn kubelet() -> Self {
+        Self {
+            name: "kubelet".to_owned(),
+            apply: false,
+            api_version: "v1".to_owned(),
+            sub: "status".to_owned(),
+        }
+    }
+}
+
 /// One entry of `managedFields`.
 #[derive(Debug, Clone)]
 struct Entry {
@@ -105,8 +117,7 @@ fn ownable(object: &Value) -> Value {
 }
 
 /// Notes in `new` that `manager` made it of `old` by another way than apply.
-pub(crate) fn note(of: &Resource, old: Option<&Value>, new: &mut Value, manager: &Manager) {
-    let schema = schema(of);
+pub(crate) fn note(schema: Option<&Value>, old: Option<&Value>, new: &mut Value, manager: &Manager) {
     let empty = json!({});
     let before = old.map_or(json!({}), ownable);
     let after = ownable(new);
@@ -118,6 +129,7 @@ pub(crate) fn note(of: &Resource, old: Option<&Value>, new: &mut Value, manager:
         // An item's own place changes only when it comes.
         .filter(|path| !(had.contains(*path) && path.last().is_some_and(|step| step.starts_with("k:"))))
         .cloned()
+        .chain(fields::brought(&before, &after, schema))
         .collect();
     let mut entries = read(old.unwrap_or(&empty));
     for entry in &mut entries {

@@ -31,7 +31,9 @@ pub(crate) struct State {
     /// The newest version.
     pub version: u64,
     /// What is older than this cannot be watched from.
-    pub window: u64,
+    window: u64,
+    /// The same of single kinds: each has a memory of its own.
+    windows: BTreeMap<String, u64>,
     /// What is older than this cannot be listed exactly.
     pub compacted: u64,
     stores: BTreeMap<String, Objects>,
@@ -48,6 +50,7 @@ impl State {
         Self {
             version: 100,
             window: 0,
+            windows: BTreeMap::new(),
             compacted: 0,
             stores: BTreeMap::new(),
             log: VecDeque::new(),
@@ -111,6 +114,25 @@ impl State {
     pub fn since(&self, version: u64) -> Vec<Arc<Change>> {
         let skip = usize::try_from(version.saturating_sub(self.log_start)).unwrap_or(usize::MAX);
         self.log.iter().skip(skip).cloned().collect()
+    }
+
+    /// The oldest version that a kind can be watched from.
+    pub fn oldest(&self, store: &str) -> u64 {
+        self.windows.get(store).copied().unwrap_or_default().max(self.window)
+    }
+
+    /// What is older than now cannot be watched from any more, of a kind or of all (`*`).
+    pub fn narrow(&mut self, store: &str) {
+        if store == "*" {
+            self.window = self.version;
+        } else {
+            self.windows.insert(store.to_owned(), self.version);
+        }
+    }
+
+    /// What is older than now cannot be listed exactly any more.
+    pub fn compact(&mut self) {
+        self.compacted = self.version;
     }
 
     /// Forgets all changes, as a server does that starts anew.

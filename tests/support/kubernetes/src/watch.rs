@@ -76,7 +76,7 @@ impl Watch {
                 return;
             }
         } else {
-            let oldest = server.store.read(|state| state.window);
+            let oldest = server.store.read(|state| state.oldest(&self.of.store()));
             if self.seen < oldest {
                 let failure = Failure::expired(format!("too old resource version: {} ({oldest})", self.seen));
                 let _ = self.line("ERROR", &failure.body()).await;
@@ -84,7 +84,7 @@ impl Watch {
             }
         }
         let mut news = server.store.news();
-        // Two more shortly before the end, and one each minute.
+        // Two more shortly before the end, and one each minute of the cluster's.
         let mut marks: VecDeque<Instant> = VecDeque::new();
         if self.bookmarks {
             let last = end.checked_sub(Duration::from_millis(500).min(timeout / 4));
@@ -92,7 +92,8 @@ impl Watch {
             let start = Instant::now();
             marks.extend(before.into_iter().chain(last).filter(|at| *at > start));
         }
-        let mut minute = Instant::now() + Duration::from_secs(60);
+        let period = server.cluster.scaled(Duration::from_secs(60));
+        let mut minute = Instant::now() + period;
         loop {
             if self.changes().await.is_err() {
                 return;
@@ -105,7 +106,7 @@ impl Watch {
                     if marks.front().is_some_and(|at| *at <= Instant::now()) {
                         marks.pop_front();
                     } else {
-                        minute += Duration::from_secs(60);
+                        minute += period;
                     }
                     if self.bookmark(false).await.is_err() {
                         return;

@@ -173,7 +173,7 @@ pub(crate) fn create(
     } else {
         // What the server filled in is nobody's.
         let mut noted = own;
-        managed::note(of, None, &mut noted, &ask.updater(of, ""));
+        managed::note(managed::schema(of), None, &mut noted, &ask.updater(of, ""));
         object["metadata"]["managedFields"] = noted["metadata"]["managedFields"].take();
         if object["metadata"]["managedFields"].is_null() {
             drop_field(&mut object["metadata"], "managedFields");
@@ -284,7 +284,7 @@ pub(crate) fn replace(
     if own_fields {
         new["metadata"]["managedFields"] = managed;
     } else {
-        managed::note(of, Some(old), &mut new, &ask.updater(of, sub));
+        managed::note(managed::schema(of), Some(old), &mut new, &ask.updater(of, sub));
     }
     if new["metadata"]["managedFields"].is_null() {
         drop_field(&mut new["metadata"], "managedFields");

@@ -1,5 +1,6 @@
 //! The life of a pod on its node, in the order in which a kubelet tells it.
 
+mod alive;
 mod pull;
 mod stop;
 mod tend;
@@ -17,6 +18,7 @@ use super::process::{Exit, Job, Run};
 use super::state::Model;
 use super::{Container, Pod, Word, rewrite, scheduler, spec};
 use crate::Server;
+use crate::managed::{self, Manager};
 use crate::value::{list, text, uid};
 
 /// A pod's life, from when it is made until it is gone.
@@ -98,7 +100,12 @@ impl Life {
     /// Writes what is known.
     fn tell(&mut self) {
         let model = &self.model;
-        if let Some(pod) = rewrite(&self.server, "pods", &self.pod, |pod| model.write(pod)) {
+        let written = rewrite(&self.server, "pods", &self.pod, |pod| {
+            let before = pod.clone();
+            model.write(pod);
+            managed::note(None, Some(&before), pod, &Manager::kubelet());
+        });
+        if let Some(pod) = written {
             self.pod = pod;
         }
     }

@@ -4,6 +4,7 @@
 pub(crate) mod behaviour;
 mod collector;
 mod definitions;
+mod expand;
 mod kubelet;
 pub(crate) mod log;
 mod namespaces;

@@ -1,4 +1,4 @@
-//! Readiness probes of containers that really run.
+//! Probes of containers that really run.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use super::Pod;
+use super::expand::expand;
 use crate::value::{list, text};
 
 /// Asks once; why it failed.
@@ -68,7 +69,8 @@ pub(crate) fn port(container: &Value, port: &Value) -> Option<u16> {
 async fn exec(known: &Pod, container: &Value, probe: &Value) -> Result<(), String> {
     let here = known.containers().get(text(&container["name"])).cloned();
     let here = here.ok_or("no such container")?;
-    let words: Vec<&str> = list(&probe["exec"]["command"]).iter().map(text).collect();
+    let words: Vec<String> =
+        list(&probe["exec"]["command"]).iter().map(|it| expand(text(it), &here.env)).collect();
     let (program, arguments) = words.split_first().ok_or("no command")?;
     let output = Command::new(program)
         .args(arguments)

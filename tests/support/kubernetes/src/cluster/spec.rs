@@ -6,6 +6,7 @@ use base64::Engine as _;
 use serde_json::Value;
 
 use super::Pod;
+use super::expand::expand;
 use super::process::MARKER;
 use crate::Server;
 use crate::value::{list, name, namespace, text, uid};
@@ -87,26 +88,27 @@ pub(crate) fn start(server: &Server, pod: &Value, container: &Value, known: &Pod
         }
         word
     };
-    let mut env = vec![("HOSTNAME".to_owned(), name(pod).to_owned())];
+    let mut env: Vec<(String, String)> = Vec::new();
     for variable in list(&container["env"]) {
+        // What stands before a variable can be named in it.
         let value = match &variable["value"] {
-            Value::String(value) => Some(value.clone()),
-            _ => from(server, pod, &variable["valueFrom"], known),
+            Value::String(value) if !value.is_empty() => Some(expand(value, &env)),
+            _ if variable["valueFrom"].is_object() => from(server, pod, &variable["valueFrom"], known),
+            _ => Some(String::new()),
         };
         if let Some(value) = value {
             env.push((text(&variable["name"]).to_owned(), here(&value)));
         }
     }
-    let marker = format!("{}/{id}", server.cluster.marker);
-    env.push((MARKER.to_owned(), marker.clone()));
-    let expand = |word: &str| {
-        env.iter().fold(word.to_owned(), |word, (name, value)| word.replace(&format!("$({name})"), value))
-    };
     let command = list(&container["command"])
         .iter()
         .chain(list(&container["args"]))
-        .map(|it| here(&expand(text(it))))
+        .map(|it| here(&expand(text(it), &env)))
         .collect();
+    // The runtime's own can be named in nothing, and be set to something else.
+    env.insert(0, ("HOSTNAME".to_owned(), name(pod).to_owned()));
+    let marker = format!("{}/{id}", server.cluster.marker);
+    env.push((MARKER.to_owned(), marker.clone()));
     let own = server.cluster.dir(&format!("container-{id}"));
     let dir = match container["workingDir"].as_str().map(here).map(PathBuf::from) {
         Some(dir) if dir.is_dir() => dir,

@@ -244,6 +244,8 @@ impl Model {
         }
         let all = statuses(&self.main, &spec["containers"]);
         status.insert("containerStatuses".to_owned(), json!(all));
+        // Those of the pod as a whole, which has none of its own.
+        status.insert("resources".to_owned(), json!({}));
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) async fn tunnel(socket: Socket) {
     }
 }
 
-pub(super) async fn run(socket: Socket, ports: Vec<u16>, ip: Ipv4Addr) {
+pub(super) async fn run(socket: Socket, ports: Vec<u16>, pod: String, ip: Ipv4Addr) {
     let (mut to, mut from) = socket.split();
     let channel = |at: usize| u8::try_from(at * 2).unwrap_or_default();
     for (at, port) in ports.iter().enumerate() {
@@ -56,11 +56,13 @@ pub(super) async fn run(socket: Socket, ports: Vec<u16>, ip: Ipv4Addr) {
     for (at, port) in ports.iter().enumerate() {
         let stream = match TcpStream::connect((ip, *port)).await {
             Ok(stream) => stream,
-            Err(error) => {
+            Err(_) => {
                 let mut frame = vec![channel(at) + 1];
                 let why = format!(
-                    "error forwarding port {port} to pod, uid : failed to connect to localhost:{port} inside \
-                     namespace, IPv4: dial tcp4 127.0.0.1:{port}: connect: {error} "
+                    "error forwarding port {port} to pod {pod}, uid : failed to execute portforward in network \
+                     namespace \"{pod}\": failed to connect to localhost:{port} inside namespace \"{pod}\", \
+                     IPv4: dial tcp4 127.0.0.1:{port}: connect: connection refused IPv6 dial tcp6: address \
+                     localhost: no suitable address found "
                 );
                 frame.extend(why.as_bytes());
                 let _ = to.send(Message::binary(frame)).await;

@@ -163,10 +163,12 @@ async fn hold(
         }
         let _ = ended.send(status.map_or(137, shell::code));
     });
+    let at_terminal = terminal.is_some();
     let (typed, input) = mpsc::channel::<Input>(16);
     tokio::spawn(feed(stdin, terminal, input));
     let mut code = None;
     let mut open = true;
+    let mut sizes = Sizes::Read;
     loop {
         tokio::select! {
             piece = written.recv(), if open => match piece {
@@ -178,14 +180,21 @@ async fn hold(
                 None => open = false,
             },
             status = &mut end, if code.is_none() => code = Some(status.unwrap_or(137)),
-            message = incoming.next() => match message {
+            message = incoming.next(), if sizes != Sizes::Blocked => match message {
                 Some(Ok(Message::Close(_))) => return out.close().await,
-                Some(Ok(message)) => {
-                    if let Some(input) = read(message, protocol)
-                        && typed.send(input).await.is_err() {
-                            // What comes after the end of its input is nobody's.
-                    }
-                }
+                Some(Ok(message)) => match read(message, protocol) {
+                    Some(Input::Resize(size)) if at_terminal => match (sizes, size) {
+                        (Sizes::Read, Ok(Some((columns, rows)))) => {
+                            let _ = typed.send(Input::Size(columns, rows)).await;
+                        }
+                        (Sizes::Read, Ok(None)) => {}
+                        (Sizes::Read, Err(())) => sizes = Sizes::Unread,
+                        _ => sizes = Sizes::Blocked,
+                    },
+                    // What comes after the end of its input is nobody's.
+                    Some(input) => drop(typed.send(input).await),
+                    None => {}
+                },
                 _ => return,
             },
         }
@@ -213,7 +222,18 @@ fn status(code: i32, command: &[String], protocol: Protocol) -> Value {
 enum Input {
     Bytes(Vec<u8>),
     End,
+    /// A frame of the channel of sizes: one that is none, or is nothing, does no harm.
+    Resize(Result<Option<(u16, u16)>, ()>),
     Size(u16, u16),
+}
+
+/// Who reads the channel of sizes: a text that is no size ends its reader, and the
+/// next one then waits for ever to be read, with all that comes after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sizes {
+    Read,
+    Unread,
+    Blocked,
 }
 
 fn read(message: Message, protocol: Protocol) -> Option<Input> {
@@ -232,17 +252,18 @@ fn read(message: Message, protocol: Protocol) -> Option<Input> {
     match *channel {
         STDIN => Some(Input::Bytes(data.to_vec())),
         CLOSE if protocol.closes && data.first() == Some(&STDIN) => Some(Input::End),
-        RESIZE => {
-            let size: Value = serde_json::from_slice(data).ok()?;
-            let part = |upper: &str, lower: &str| {
-                let value = size.get(upper).or_else(|| size.get(lower))?;
-                u16::try_from(value.as_u64()?).ok()
-            };
-            let (columns, rows) = (part("Width", "width")?, part("Height", "height")?);
-            (columns > 0 && rows > 0).then_some(Input::Size(columns, rows))
-        }
+        RESIZE => Some(Input::Resize(serde_json::from_slice(data).map(|it| size(&it)).map_err(|_| ()))),
         _ => None,
     }
+}
+
+/// Columns and rows, of which there must be some.
+fn size(of: &Value) -> Option<(u16, u16)> {
+    let part = |upper: &str, lower: &str| {
+        let value = of.get(upper).or_else(|| of.get(lower))?;
+        u16::try_from(value.as_u64()?).ok().filter(|it| *it > 0)
+    };
+    Some((part("Width", "width")?, part("Height", "height")?))
 }
 
 /// Gives the shell what was typed. The input stays open when the client goes.
@@ -259,7 +280,7 @@ async fn feed(stdin: Option<ChildStdin>, terminal: Option<Arc<Terminal>>, mut fr
             }
             // A terminal knows no end of its input.
             Input::End if terminal.is_none() => stdin = None,
-            Input::End => {}
+            Input::End | Input::Resize(_) => {}
             Input::Size(columns, rows) => {
                 if let Some(terminal) = &terminal {
                     terminal.resize(columns, rows);

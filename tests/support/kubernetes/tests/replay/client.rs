@@ -3,16 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Sends what a step says; `at` is `host:port`.
 pub async fn send(at: &str, token: Option<&str>, step: &Value) -> hyper::Response<Incoming> {
@@ -64,78 +62,69 @@ pub async fn body_of(response: hyper::Response<Incoming>) -> Value {
     }
 }
 
-/// The lines of a watch, for so long.
-pub async fn lines(response: hyper::Response<Incoming>, time: Duration) -> Vec<Value> {
-    let mut body = response.into_body();
-    let mut events = Vec::new();
-    let end = tokio::time::Instant::now() + time;
-    let mut rest = Vec::new();
-    while let Ok(Some(Ok(frame))) = tokio::time::timeout_at(end, body.frame()).await {
-        rest.extend_from_slice(&frame.into_data().unwrap());
-        while let Some(at) = rest.iter().position(|it| *it == b'\n') {
-            let line: Vec<u8> = rest.drain(..=at).collect();
-            events.push(serde_json::from_slice(&line).unwrap());
-        }
-    }
-    events
+/// The lines of a watch, read as they come.
+pub struct Lines {
+    from: mpsc::UnboundedReceiver<Result<Value, Duration>>,
+    ended: Option<Duration>,
 }
 
-/// Lives through a session; what the server sent, runs of a channel joined.
-pub async fn session(response: hyper::Response<Incoming>, frames: &[Value]) -> Vec<Value> {
-    let upgraded = hyper::upgrade::on(response).await.unwrap();
-    let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
-    let (mut to, mut from) = socket.split();
-    let inputs: Vec<Value> =
-        frames.iter().filter(|it| it[0] == "in" || it[0] == "in-close").cloned().collect();
-    let ends_first =
-        frames.iter().position(|it| it[0] == "in-close") < frames.iter().position(|it| it[0] == "close");
-    let writer = tokio::spawn(async move {
-        for input in inputs {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            if input[0] == "in-close" {
-                if ends_first {
-                    let frame = CloseFrame { code: 1000.into(), reason: "".into() };
-                    let _ = to.send(Message::Close(Some(frame))).await;
+impl Lines {
+    /// Those of an answer, for so long.
+    pub fn of(response: hyper::Response<Incoming>, time: Duration) -> Self {
+        let (to, from) = mpsc::unbounded_channel();
+        let begun = Instant::now();
+        tokio::spawn(async move {
+            let mut body = response.into_body();
+            let mut rest = Vec::new();
+            loop {
+                match tokio::time::timeout_at(begun + time, body.frame()).await {
+                    Ok(Some(Ok(frame))) => rest.extend_from_slice(&frame.into_data().unwrap()),
+                    Ok(None) => return drop(to.send(Err(begun.elapsed()))),
+                    _ => return,
                 }
-                continue;
-            }
-            let mut bytes = vec![u8::try_from(input[1].as_u64().unwrap()).unwrap()];
-            match &input[2] {
-                Value::String(text) => bytes.extend(text.as_bytes()),
-                Value::Number(count) => {
-                    bytes.extend(vec![b'x'; usize::try_from(count.as_u64().unwrap()).unwrap()]);
+                while let Some(at) = rest.iter().position(|it| *it == b'\n') {
+                    let line: Vec<u8> = rest.drain(..=at).collect();
+                    let _ = to.send(Ok(serde_json::from_slice(&line).unwrap()));
                 }
-                _ => {}
             }
-            if to.send(Message::binary(bytes)).await.is_err() {
-                return;
-            }
-        }
-        // Held open until the server ends.
-        tokio::time::sleep(Duration::from_secs(60)).await;
-    });
-    let mut got: Vec<Value> = Vec::new();
-    loop {
-        let message = tokio::time::timeout(Duration::from_secs(20), from.next()).await;
-        match message.expect("the session ends") {
-            Some(Ok(Message::Binary(bytes))) => {
-                let text = String::from_utf8_lossy(&bytes[1..]).into_owned();
-                assert!(bytes.len() <= 8193, "frames are short");
-                got.push(match bytes[0] {
-                    3 => json!(["status", serde_json::from_str::<Value>(&text).unwrap_or_default()]),
-                    channel => json!(["out", channel, text]),
-                });
-            }
-            Some(Ok(Message::Text(text))) => got.push(json!(["text", text.as_str()])),
-            Some(Ok(Message::Close(frame))) => {
-                got.push(json!(["close", frame.map(|it| u16::from(it.code))]));
-            }
-            Some(Ok(_)) => {}
-            Some(Err(_)) | None => {
-                got.push(json!(["eof"]));
-                writer.abort();
-                return got;
+        });
+        Self { from, ended: None }
+    }
+
+    /// The next event; none at the end.
+    pub async fn next(&mut self) -> Option<Value> {
+        match self.from.recv().await? {
+            Ok(event) => Some(event),
+            Err(time) => {
+                self.ended = Some(time);
+                None
             }
         }
     }
+
+    /// After how long the stream ended by itself, and as it should.
+    pub fn ended(&self) -> Option<Duration> {
+        self.ended
+    }
+
+    /// All of them, to the end.
+    pub async fn all(mut self) -> Vec<Value> {
+        let mut all = Vec::new();
+        while let Some(event) = self.next().await {
+            all.push(event);
+        }
+        all
+    }
+}
+
+/// Whether nobody listens, within five seconds.
+pub async fn refused(at: &str) -> bool {
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        match TcpStream::connect(at).await {
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => return true,
+            _ => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+    false
 }

@@ -12,14 +12,18 @@ use crate::cluster::{Steer, Word};
 use crate::value::{list, name, namespace, text, uid};
 
 /// What the kubelet has in mind for a container.
-struct Care {
+pub(super) struct Care {
     /// When it is started again.
-    again: Option<Instant>,
+    pub again: Option<Instant>,
     back_off: u64,
     /// How often it ended.
     ends: u32,
     next_probe: Option<Instant>,
     failures: u64,
+    /// When it is asked whether it lives.
+    pub next_sign: Option<Instant>,
+    /// How often in a row it gave none.
+    pub silences: u64,
 }
 
 impl Life {
@@ -52,6 +56,8 @@ impl Life {
                 ends: u32::from(run.is_none()),
                 next_probe: probed.then(|| self.later(first.max(100))),
                 failures: 0,
+                next_sign: run.is_some().then(|| self.first_sign(container)).flatten(),
+                silences: 0,
             });
             self.runs.push(run);
         }
@@ -65,7 +71,7 @@ impl Life {
         loop {
             let next = cares
                 .iter()
-                .flat_map(|it| [it.again, it.next_probe])
+                .flat_map(|it| [it.again, it.next_probe, it.next_sign])
                 .flatten()
                 .chain(deadline)
                 .min()
@@ -87,12 +93,13 @@ impl Life {
                     }
                     self.restart(&containers, &mut cares).await?;
                     self.probe(&containers, &mut cares).await;
+                    self.signs(&containers, &mut cares).await?;
                 }
             }
         }
     }
 
-    fn later(&self, milliseconds: u64) -> Instant {
+    pub(super) fn later(&self, milliseconds: u64) -> Instant {
         Instant::now() + self.server.cluster.scaled(Duration::from_millis(milliseconds))
     }
 
@@ -139,12 +146,18 @@ impl Life {
         self.model.main[at].ends(&exit);
         self.ended(&containers[at]);
         cares[at].next_probe = None;
+        cares[at].next_sign = None;
         cares[at].ends += 1;
         self.tell();
         self.after_end(at, containers, cares).await
     }
 
-    async fn after_end(&mut self, at: usize, containers: &[Value], cares: &mut [Care]) -> Result<(), Break> {
+    pub(super) async fn after_end(
+        &mut self,
+        at: usize,
+        containers: &[Value],
+        cares: &mut [Care],
+    ) -> Result<(), Break> {
         let code = self.model.main[at].code().unwrap_or_default();
         let policy = self.restart_policy();
         let again = policy == "Always" || (policy == "OnFailure" && code != 0);
@@ -202,6 +215,8 @@ impl Life {
                     self.model.main[at].ready = !probed;
                     self.runs[at] = Some(run);
                     cares[at].next_probe = probed.then(|| self.later(200));
+                    cares[at].next_sign = self.first_sign(container);
+                    cares[at].silences = 0;
                     self.tell();
                 }
                 Err(message) => {
