@@ -92,7 +92,7 @@ impl Watch {
             let start = Instant::now();
             marks.extend(before.into_iter().chain(last).filter(|at| *at > start));
         }
-        let period = server.cluster.scaled(Duration::from_secs(60));
+        let period = server.cluster.scaled(Duration::from_secs(60)).max(Duration::from_millis(500));
         let mut minute = Instant::now() + period;
         loop {
             if self.changes().await.is_err() {

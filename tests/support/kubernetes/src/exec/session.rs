@@ -252,18 +252,20 @@ fn read(message: Message, protocol: Protocol) -> Option<Input> {
     match *channel {
         STDIN => Some(Input::Bytes(data.to_vec())),
         CLOSE if protocol.closes && data.first() == Some(&STDIN) => Some(Input::End),
-        RESIZE => Some(Input::Resize(serde_json::from_slice(data).map(|it| size(&it)).map_err(|_| ()))),
+        RESIZE => Some(Input::Resize(size(data))),
         _ => None,
     }
 }
 
-/// Columns and rows, of which there must be some.
-fn size(of: &Value) -> Option<(u16, u16)> {
-    let part = |upper: &str, lower: &str| {
-        let value = of.get(upper).or_else(|| of.get(lower))?;
-        u16::try_from(value.as_u64()?).ok().filter(|it| *it > 0)
+/// Columns and rows; none if there are none of either.
+fn size(of: &[u8]) -> Result<Option<(u16, u16)>, ()> {
+    let size: serde_json::Map<String, Value> = serde_json::from_slice(of).map_err(|_| ())?;
+    let part = |upper: &str, lower: &str| match size.get(upper).or_else(|| size.get(lower)) {
+        Some(value) => value.as_u64().and_then(|it| u16::try_from(it).ok()).ok_or(()),
+        None => Ok(0),
     };
-    Some((part("Width", "width")?, part("Height", "height")?))
+    let (columns, rows) = (part("Width", "width")?, part("Height", "height")?);
+    Ok((columns > 0 && rows > 0).then_some((columns, rows)))
 }
 
 /// Gives the shell what was typed. The input stays open when the client goes.

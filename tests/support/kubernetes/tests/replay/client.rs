@@ -84,14 +84,16 @@ impl Lines {
                 }
                 while let Some(at) = rest.iter().position(|it| *it == b'\n') {
                     let line: Vec<u8> = rest.drain(..=at).collect();
-                    let _ = to.send(Ok(serde_json::from_slice(&line).unwrap()));
+                    let mut event: Value = serde_json::from_slice(&line).unwrap();
+                    event["after"] = json!(begun.elapsed().as_secs_f64());
+                    let _ = to.send(Ok(event));
                 }
             }
         });
         Self { from, ended: None }
     }
 
-    /// The next event; none at the end.
+    /// The next event, with after how many seconds it came; none at the end.
     pub async fn next(&mut self) -> Option<Value> {
         match self.from.recv().await? {
             Ok(event) => Some(event),

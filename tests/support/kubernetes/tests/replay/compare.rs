@@ -96,7 +96,7 @@ impl Replay {
 }
 
 /// What is wrong with the events of a watch; nothing once all that is wanted came.
-pub fn events(step: &Value, events: &[Value]) -> Vec<String> {
+pub fn events(step: &Value, events: &[Value], pace: f64) -> Vec<String> {
     let wanted = by_object(
         step["events"]
             .as_array()
@@ -146,13 +146,13 @@ pub fn events(step: &Value, events: &[Value]) -> Vec<String> {
         }
     }
     if step["marks"].is_array() {
-        wrong.extend(marks(step, events));
+        wrong.extend(marks(step, events, pace));
     }
     wrong
 }
 
 /// Bookmarks: what they show, and that each is of a newer version.
-fn marks(step: &Value, events: &[Value]) -> Option<String> {
+fn marks(step: &Value, events: &[Value], pace: f64) -> Option<String> {
     let marks: Vec<&Value> = events.iter().filter(|it| it["type"] == "BOOKMARK").collect();
     let version = |it: &Value| it["object"]["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>();
     let newer = marks.windows(2).all(|it| version(it[0]).unwrap() < version(it[1]).unwrap());
@@ -162,7 +162,13 @@ fn marks(step: &Value, events: &[Value]) -> Option<String> {
         object
     };
     let wanted = step["marks"].as_array().unwrap();
-    let fine = marks.len() >= wanted.len() && wanted.iter().zip(&marks).all(|(it, is)| *it == bare(is));
+    // Each in its minute, and not before.
+    let due = |after: &Value, is: &Value| {
+        let (due, is) = (after.as_f64().unwrap() / pace, is["after"].as_f64().unwrap());
+        (due * 0.9..due + 1.0).contains(&is)
+    };
+    let fine = marks.len() >= wanted.len()
+        && wanted.iter().zip(&marks).all(|(it, is)| it[1] == bare(is) && due(&it[0], is));
     (!fine || !newer).then(|| format!("bookmarks {marks:?}"))
 }
 

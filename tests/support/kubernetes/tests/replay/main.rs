@@ -100,8 +100,9 @@ impl Replay {
         let mut start = Instant::now();
         let first = steps.iter().filter_map(|it| it["t"].as_f64()).fold(f64::MAX, f64::min);
         let mut later = Vec::new();
+        let pace = self.pace;
+        let after = |t: f64| Duration::from_secs_f64((t - first) / pace);
         for (index, step) in steps.iter().enumerate() {
-            let after = |t: f64| Duration::from_secs_f64((t - first) / self.pace);
             tokio::time::sleep_until(start + after(step["t"].as_f64().unwrap())).await;
             if step["wait"].is_string() {
                 self.set_up(&json!([step])).await;
@@ -145,7 +146,6 @@ impl Replay {
             } else if status == 101 {
                 let frames = step["frames"].as_array().expect("a session has frames").clone();
                 let (done, mut behind) = watch::channel(0);
-                let pace = self.pace;
                 let task = tokio::spawn(async move { session::live(response, &frames, pace, &done).await });
                 match step["meanwhile"].as_u64() {
                     // It was open while later steps were taken: those waited for its begin.
@@ -194,7 +194,7 @@ impl Replay {
         let to_its_end = step["ends"] == true || asked(step, "timeoutSeconds").is_some();
         let mut events = Vec::new();
         loop {
-            if !to_its_end && compare::events(&self.named(step), &events).is_empty() {
+            if !to_its_end && compare::events(&self.named(step), &events, self.pace).is_empty() {
                 return;
             }
             match lines.next().await {
@@ -205,7 +205,7 @@ impl Replay {
                 None => break,
             }
         }
-        for why in compare::events(&self.named(step), &events) {
+        for why in compare::events(&self.named(step), &events, self.pace) {
             self.fail(index, step, &why);
         }
         let lasts = step["lasts"].as_f64().unwrap_or_default() * 0.95 / self.pace;
@@ -352,10 +352,10 @@ scenarios! {
     discovery "01-discovery" 4.0;
     namespace "02a-namespace" 4.0;
     claim_immediate "02b-pvc-immediate" 4.0;
-    claim_for_a_consumer "02c-pvc-wait-for-first-consumer" 2.0;
-    pod_lifecycle "02d-pod-lifecycle" 2.0;
-    pod_completes "02e-pod-completes" 1.0;
-    pod_apply "02f-pod-apply" 1.0;
+    claim_for_a_consumer "02c-pvc-wait-for-first-consumer" 4.0;
+    pod_lifecycle "02d-pod-lifecycle" 4.0;
+    pod_completes "02e-pod-completes" 2.0;
+    pod_apply "02f-pod-apply" 2.0;
     managed_fields "02g-managed-fields-example" 4.0;
     error_bodies "03a-error-bodies" 2.0;
     service_account "03b-forbidden-service-account" 2.0;
@@ -365,18 +365,18 @@ scenarios! {
     unschedulable_selector "03f-unschedulable-selector" 4.0;
     crash_loop "03g-crash-loop" 20.0;
     oom_killed "03h-oomkilled" 4.0;
-    readiness "03i-readiness" 1.0;
+    readiness "03i-readiness" 5.0;
     bad_image_name "03j-bad-image-name" 4.0;
     bad_command "03k-bad-command" 4.0;
     missing_secret "03l-missing-secret" 4.0;
     liveness "03m-liveness-restart" 5.0;
-    delete_graceful "04a-delete-graceful" 4.0;
+    delete_graceful "04a-delete-graceful" 8.0;
     delete_force "04b-delete-force" 2.0;
-    claim_in_use "04c-pvc-in-use" 2.0;
+    claim_in_use "04c-pvc-in-use" 4.0;
     delete_options "04d-delete-options" 2.0;
-    owner_references "04e-owner-references" 1.0;
+    owner_references "04e-owner-references" 3.0;
     list "05a-list" 4.0;
-    watch_variants "05b-watch" 4.0;
+    watch_variants "05b-watch" 8.0;
     gone "05c-gone-410" 4.0;
     bookmarks "05d-bookmarks-idle" 60.0;
     wire_bytes "05e-wire-bytes" 2.0;
@@ -388,11 +388,11 @@ scenarios! {
     exec_idle "06f-exec-idle" 100.0;
     exec_terminal_more "06h-exec-tty-more" 10.0;
     exec_rights "06i-exec-rbac" 10.0;
-    logs "07-logs" 1.0;
     attach_and_forward "06g-attach-portforward" 4.0;
+    logs "07-logs" 3.0;
     lease "08a-lease" 1.0;
     events "08b-events" 1.0;
-    definitions "08c-crd" 1.0;
+    definitions "08c-crd" 2.0;
     rollout "09a-deployment-rollout" 2.0;
     bad_image "09b-deployment-bad-image" 2.0;
     restart "10-apiserver-restart" 30.0;

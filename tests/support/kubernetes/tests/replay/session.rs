@@ -10,6 +10,8 @@
 //! What the client did, once it had seen what stands before:
 //! - `["in", channel, what]`, `["in-text", it]`, `["in-ping", it]`, `["in-close"]`.
 //! - `["idle", seconds]`: it waited, and nothing at all came.
+//! - `["pause", seconds]`: it waited for what it had typed to begin, which takes its
+//!   time whatever the cluster's pace.
 //! - `["drop"]`: it went without a word.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -25,7 +27,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 
 use crate::compare::within;
 
@@ -115,13 +118,20 @@ impl Session {
             }
             "in-text" => self.send(Message::text(text())).await,
             "in-ping" => self.send(Message::Ping(text().into_bytes().into())).await,
-            "in-close" => self.send(Message::Close(None)).await,
+            "in-close" => {
+                let normal = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+                self.send(Message::Close(Some(normal))).await
+            }
             "idle" => {
                 let time = Duration::from_secs_f64(frame[1].as_f64().unwrap() / pace);
                 match self.receive(time).await {
                     Err(_) if !self.ended => Ok(()),
                     other => Err(format!("something came: {other:?}")),
                 }
+            }
+            "pause" => {
+                tokio::time::sleep(Duration::from_secs_f64(frame[1].as_f64().unwrap())).await;
+                Ok(())
             }
             other => Err(format!("nobody knows {other}")),
         }
