@@ -5,11 +5,13 @@
 //! the program's container, its files and its mark), and it may not undo the
 //! rules that keep the program from its node and from the cluster, unless
 //! [`crate::Options::unsafe_patches`] allows that. These are the rules of the
-//! Pod Security Standard "restricted", and no service account token.
+//! Pod Security Standard "restricted", and no service account token. What a
+//! pod may have is in [`crate::allowed`]; here is what it must have.
 
 use serde_json::{Map, Value, json};
 
-use crate::names::{DOMAIN, MANAGED_BY};
+use crate::allowed::{self, Not};
+use crate::names::{self, DOMAIN, MANAGED_BY};
 
 /// The program's container.
 pub(crate) const MAIN: &str = "main";
@@ -28,18 +30,6 @@ const OWN: &[&str] = &[
     "/metadata/uid",
     "/metadata/resourceVersion",
     "/status",
-];
-
-/// The volumes that are no way out of the pod.
-const VOLUMES: &[&str] = &[
-    "configMap",
-    "csi",
-    "downwardAPI",
-    "emptyDir",
-    "ephemeral",
-    "persistentVolumeClaim",
-    "projected",
-    "secret",
 ];
 
 /// Says what a patch changed that it may not.
@@ -103,89 +93,48 @@ pub(crate) fn secure(pod: &mut Value) {
 
 /// Says which rule a pod breaks.
 pub(crate) fn check(pod: &Value) -> Result<(), String> {
+    allowed::check(pod).map_err(|not| match not {
+        Not::Safe(path) => refused(&path),
+        Not::Known(path) => format!(
+            "{path} is not among what is known to keep a program from its node; the configuration does not allow \
+             others"
+        ),
+    })?;
     let spec = &pod["spec"];
-    for host in ["hostNetwork", "hostPID", "hostIPC"] {
-        if spec[host] == true {
-            return Err(refused(&format!("spec.{host}")));
+    for (path, wanted) in [
+        ("automountServiceAccountToken", json!(false)),
+        ("securityContext.runAsNonRoot", json!(true)),
+        // What it is, was looked at above.
+        ("securityContext.seccompProfile.type", Value::Null),
+    ] {
+        let is = path.split('.').fold(spec, |at, name| &at[name]);
+        if is.is_null() || !(wanted.is_null() || *is == wanted) {
+            return Err(refused(&format!("spec.{path}")));
         }
-    }
-    if spec["automountServiceAccountToken"] != false {
-        return Err(refused("spec.automountServiceAccountToken"));
-    }
-    for name in ["serviceAccountName", "serviceAccount", "nodeName", "ephemeralContainers"] {
-        if spec.get(name).is_some() {
-            return Err(refused(&format!("spec.{name}")));
-        }
-    }
-    context(&spec["securityContext"], "spec.securityContext")?;
-    if spec["securityContext"]["runAsNonRoot"] != true {
-        return Err(refused("spec.securityContext.runAsNonRoot"));
-    }
-    if !is_profile(&spec["securityContext"]["seccompProfile"]) {
-        return Err(refused("spec.securityContext.seccompProfile"));
     }
     for volume in spec["volumes"].as_array().into_iter().flatten() {
-        let kinds = volume.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
-        if let Some(kind) = kinds.filter(|it| *it != "name").find(|it| !VOLUMES.contains(it)) {
-            return Err(refused(&format!("spec.volumes[{}].{kind}", text(&volume["name"]))));
-        }
-        let sources = volume["projected"]["sources"].as_array();
-        if sources.into_iter().flatten().any(|it| it.get("serviceAccountToken").is_some()) {
-            return Err(refused(&format!("spec.volumes[{}].projected", text(&volume["name"]))));
+        let claim = volume["persistentVolumeClaim"]["claimName"].as_str();
+        if volume["name"] != FILES && claim.is_some_and(|it| it.starts_with(names::SPACES)) {
+            let path = format!("spec.volumes[{}].persistentVolumeClaim.claimName", text(&volume["name"]));
+            return Err(format!("{path}: the files of spaces belong to them alone"));
         }
     }
     for list in ["containers", "initContainers"] {
         for one in spec[list].as_array().into_iter().flatten() {
-            container(one, &format!("spec.{list}[{}]", text(&one["name"])))?;
+            let context = &one["securityContext"];
+            let wrong = |member: &str| {
+                Err(refused(&format!("spec.{list}[{}].securityContext.{member}", text(&one["name"]))))
+            };
+            if context["allowPrivilegeEscalation"] != false {
+                return wrong("allowPrivilegeEscalation");
+            }
+            let drop = context["capabilities"]["drop"].as_array();
+            if !drop.is_some_and(|it| it.iter().any(|it| it == "ALL")) {
+                return wrong("capabilities.drop");
+            }
         }
     }
     Ok(())
-}
-
-fn container(container: &Value, at: &str) -> Result<(), String> {
-    let own = &container["securityContext"];
-    let path = format!("{at}.securityContext");
-    context(own, &path)?;
-    if own["privileged"] == true {
-        return Err(refused(&format!("{path}.privileged")));
-    }
-    if own["allowPrivilegeEscalation"] != false {
-        return Err(refused(&format!("{path}.allowPrivilegeEscalation")));
-    }
-    let drops = own["capabilities"]["drop"].as_array().is_some_and(|it| it.iter().any(|it| it == "ALL"));
-    let adds = own["capabilities"]["add"].as_array().map_or(&[][..], Vec::as_slice);
-    if !drops || adds.iter().any(|it| it != "NET_BIND_SERVICE") {
-        return Err(refused(&format!("{path}.capabilities")));
-    }
-    if own.get("procMount").is_some_and(|it| it != "Default") {
-        return Err(refused(&format!("{path}.procMount")));
-    }
-    if container["ports"].as_array().into_iter().flatten().any(|it| it.get("hostPort").is_some()) {
-        return Err(refused(&format!("{at}.ports.hostPort")));
-    }
-    Ok(())
-}
-
-/// What the pod's and a container's context have in common.
-fn context(context: &Value, at: &str) -> Result<(), String> {
-    let wrong = |name: &str| Err(refused(&format!("{at}.{name}")));
-    if context["runAsNonRoot"] == false {
-        return wrong("runAsNonRoot");
-    }
-    if context["runAsUser"] == 0 {
-        return wrong("runAsUser");
-    }
-    if context.get("seccompProfile").is_some_and(|it| !is_profile(it)) {
-        return wrong("seccompProfile");
-    }
-    if context.get("sysctls").is_some_and(|it| !it.is_null()) {
-        return wrong("sysctls");
-    }
-    Ok(())
-}
-
-fn is_profile(profile: &Value) -> bool {
-    profile["type"] == "RuntimeDefault" || profile["type"] == "Localhost"
 }
 
 fn refused(path: &str) -> String {
@@ -195,3 +144,7 @@ fn refused(path: &str) -> String {
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("?")
 }
+
+#[cfg(test)]
+#[path = "guard_tests.rs"]
+mod tests;

@@ -4,6 +4,7 @@
 //! place (`pod`, `claim`), what it knows comes from two watches
 //! (`watches`, `cache`), and what a cluster's answers mean is told in words (`why`).
 
+mod allowed;
 mod background;
 mod cache;
 mod change;

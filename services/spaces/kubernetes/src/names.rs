@@ -27,6 +27,9 @@ pub(crate) const TITLE: &str = "podyard.dev/name";
 /// The run that a pod is of.
 pub(crate) const INSTANCE: &str = "podyard.dev/instance";
 
+/// What the names of spaces' pods and claims begin with.
+pub(crate) const SPACES: &str = "ws-";
+
 /// Most that a pod's name may have: it becomes a host name.
 const MOST: usize = 63;
 /// Most of it that is left to the space's `sid`.
@@ -38,7 +41,7 @@ const DIGEST: usize = 12;
 pub(crate) fn object_name(launch: &Launch) -> String {
     let sid = part(&launch.sid, MOST_SID);
     let user = part(&launch.user, MOST - "ws--".len() - sid.len());
-    format!("ws-{user}-{sid}")
+    format!("{SPACES}{user}-{sid}")
 }
 
 /// `text` as a piece of a name: as it is if it may stand there, a UUID without

@@ -19,7 +19,7 @@ use crate::route::Target;
 use crate::status::{Cause, Failure};
 use crate::value::{leaving, list, name};
 use crate::write::{self, Ask, Written};
-use crate::{Server, control, delete, discovery, exec, logs, patch, proxy, watch};
+use crate::{Server, control, delete, discovery, exec, logs, patch, proxy, scale, watch};
 
 /// Answers a request. An error cuts the connection.
 pub(crate) async fn handle(server: Arc<Server>, request: hyper::Request<Incoming>) -> io::Result<Response> {
@@ -110,6 +110,11 @@ async fn answer(
         "exec" | "attach" | "portforward" => return exec::upgrade(server, &target, request, &user),
         "log" => return logs::answer(server, &target, &request).await,
         "proxy" => return proxy::answer(server, &target, request).await,
+        "scale" => {
+            let ask = ask(&request)?;
+            let shown = server.store.write(|state| scale::answer(state, &target, &request, &ask))?;
+            return Ok(http::json(200, &shown));
+        }
         _ => {}
     }
     let shape = Shape::of(request.header("accept"))?;

@@ -87,8 +87,13 @@ fn resource_list(all: &[Resource], group: &str, version: &str) -> Value {
         }
         resources.push(own);
         for (sub, kind, verbs) in &of.sub {
-            resources.push(json!({"name": format!("{}/{sub}", of.plural), "singularName": "",
-                "namespaced": of.namespaced, "kind": kind, "verbs": verbs}));
+            let mut own = json!({"name": format!("{}/{sub}", of.plural), "singularName": "",
+                "namespaced": of.namespaced, "kind": kind, "verbs": verbs});
+            if sub == "scale" {
+                own["group"] = json!("autoscaling");
+                own["version"] = json!("v1");
+            }
+            resources.push(own);
         }
     }
     let name = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
@@ -141,7 +146,11 @@ fn aggregated(of: &Resource) -> Value {
             .sub
             .iter()
             .map(|(name, of_kind, verbs)| {
-                json!({"subresource": name, "responseKind": kind(of_kind), "verbs": verbs})
+                let mut shown = kind(of_kind);
+                if name == "scale" {
+                    shown = json!({"group": "autoscaling", "version": "v1", "kind": of_kind});
+                }
+                json!({"subresource": name, "responseKind": shown, "verbs": verbs})
             })
             .collect();
     }

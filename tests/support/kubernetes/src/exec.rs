@@ -1,5 +1,7 @@
-//! Exec and attach over a websocket: the handshake, and what goes to and fro.
+//! Exec, attach and forwarded ports over a websocket: the handshake, and what goes to
+//! and fro.
 
+mod forward;
 mod session;
 mod shell;
 
@@ -8,6 +10,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::{self, HeaderValue};
+use hyper::upgrade::OnUpgrade;
 use hyper::{Method, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -92,7 +95,20 @@ pub(crate) fn upgrade(
         let called = &target.name;
         return Err(Failure::bad(format!("pod {called} does not have a host assigned")));
     }
-    let attach = target.sub == "attach";
+    if target.sub == "portforward" {
+        let offered = offers(&request);
+        let chosen = [forward::PROTOCOL, forward::TUNNEL].into_iter().find(|it| offered.contains(it));
+        let Some(chosen) = chosen else { return Ok(http::bare(403, "")) };
+        let Some(here) = server.cluster.pod(uid(&pod)) else {
+            return Err(Failure::text(500, "the pod does not run"));
+        };
+        if chosen == forward::TUNNEL {
+            return Ok(switch(server, &request, upgrade, chosen, forward::tunnel));
+        }
+        let ports = forward::ports(&request)?;
+        let id = uid(&pod).to_owned();
+        return Ok(switch(server, &request, upgrade, chosen, move |it| forward::run(it, ports, id, here.ip)));
+    }
     let ask = Ask {
         command: request
             .query
@@ -104,7 +120,7 @@ pub(crate) fn upgrade(
         stdout: request.flag("stdout"),
         stderr: request.flag("stderr") && !request.flag("tty"),
         tty: request.flag("tty"),
-        attach,
+        attach: target.sub == "attach",
     };
     let (chosen, protocol) = match choose(&request) {
         Ok(chosen) => chosen,
@@ -115,23 +131,30 @@ pub(crate) fn upgrade(
         .pod(uid(&pod))
         .and_then(|it| it.containers().get(&name).cloned())
         .filter(|it| it.running);
-    if target.sub == "portforward" {
-        return Err(Failure::text(501, "the double forwards no ports"));
-    }
     let Some(here) = here else {
         return Err(Failure::text(500, format!("container not found (\"{name}\")")));
     };
     if !(ask.stdin || ask.stdout || ask.stderr) {
         return Err(Failure::text(400, "you must specify at least 1 of stdin, stdout, stderr"));
     }
+    Ok(switch(server, &request, upgrade, chosen, move |it| session::run(it, protocol, ask, here)))
+}
+
+/// Answers with 101, and lets the session live on.
+fn switch<F: Future<Output = ()> + Send + 'static>(
+    server: &Server,
+    request: &Request,
+    upgrade: OnUpgrade,
+    chosen: &'static str,
+    session: impl FnOnce(session::Socket) -> F + Send + 'static,
+) -> Response {
     let accept = accept(request.header("sec-websocket-key"));
-    let cuts = server.door.cuts();
+    let mut cuts = server.door.cuts();
     tokio::spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
         let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
-        let mut cuts = cuts;
         tokio::select! {
-            () = session::run(socket, protocol, ask, here) => {}
+            () = session(socket) => {}
             _ = cuts.changed() => {}
         }
     });
@@ -145,17 +168,18 @@ pub(crate) fn upgrade(
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    Ok(response)
+    response
+}
+
+/// The subprotocols that a client offers.
+fn offers(request: &Request) -> Vec<&str> {
+    let offered = request.header("sec-websocket-protocol");
+    offered.split(',').map(str::trim).filter(|it| !it.is_empty()).collect()
 }
 
 /// The subprotocol; an error if only unknown ones are offered.
 fn choose(request: &Request) -> Result<(&'static str, Protocol), ()> {
-    let offered: Vec<&str> = request
-        .header("sec-websocket-protocol")
-        .split(',')
-        .map(str::trim)
-        .filter(|it| !it.is_empty())
-        .collect();
+    let offered = offers(request);
     let chosen = PROTOCOLS.into_iter().find(|it| offered.contains(it));
     let chosen = match chosen {
         Some(chosen) => chosen,

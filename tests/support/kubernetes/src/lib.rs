@@ -26,6 +26,7 @@ mod proxy;
 mod read;
 mod resource;
 mod route;
+mod scale;
 mod select;
 mod serve;
 mod status;

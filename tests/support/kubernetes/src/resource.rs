@@ -103,9 +103,9 @@ pub(crate) fn built_in() -> Vec<Resource> {
         ("", "v1", "secrets", "Secret", true, "", "", false),
         ("", "v1", "serviceaccounts", "ServiceAccount", true, "sa", "token", false),
         ("", "v1", "services", "Service", true, "svc", "status", false),
-        ("apps", "v1", "deployments", "Deployment", true, "deploy", "status", true),
-        ("apps", "v1", "replicasets", "ReplicaSet", true, "rs", "status", true),
-        ("apps", "v1", "statefulsets", "StatefulSet", true, "sts", "status", true),
+        ("apps", "v1", "deployments", "Deployment", true, "deploy", "scale status", true),
+        ("apps", "v1", "replicasets", "ReplicaSet", true, "rs", "scale status", true),
+        ("apps", "v1", "statefulsets", "StatefulSet", true, "sts", "scale status", true),
         (
             "authorization.k8s.io",
             "v1",
@@ -117,6 +117,7 @@ pub(crate) fn built_in() -> Vec<Resource> {
             false,
         ),
         ("batch", "v1", "jobs", "Job", true, "", "status", true),
+        ("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", true, "", "", true),
         ("events.k8s.io", "v1", "events", "Event", true, "ev", "", false),
         (
             "rbac.authorization.k8s.io",
@@ -180,6 +181,7 @@ fn sub_of(kind: &str, name: String) -> (String, String, Vec<String>) {
         "proxy" => ("PodProxyOptions", &["create", "delete", "get", "patch", "update"]),
         "eviction" => ("Eviction", &["create"]),
         "log" => ("Pod", &["get"]),
+        "scale" => ("Scale", &["get", "patch", "update"]),
         "token" => ("TokenRequest", &["create"]),
         _ => (kind, &["get", "patch", "update"]),
     };

@@ -11,7 +11,7 @@ use crate::route::Target;
 use crate::store::{Change, State};
 use crate::value::{leaving, list, map, name, namespace, text, uid};
 
-fn kind_of(state: &State, store: &str) -> Option<Resource> {
+pub(super) fn kind_of(state: &State, store: &str) -> Option<Resource> {
     let definitions = state.all("customresourcedefinitions.apiextensions.k8s.io", None);
     let custom = definitions.iter().flat_map(|it| of_definition(it));
     built_in().into_iter().chain(custom).find(|it| it.store() == store && it.group != "events.k8s.io")
@@ -104,7 +104,7 @@ fn children(state: &State, of: &str) -> Vec<(String, Arc<Value>)> {
     children
 }
 
-fn remove(state: &mut State, store: &str, object: &Value) {
+pub(super) fn remove(state: &mut State, store: &str, object: &Value) {
     let Some(of) = kind_of(state, store) else { return };
     let target = Target {
         of,

@@ -15,6 +15,7 @@ mod scheduler;
 mod spec;
 mod state;
 mod volumes;
+mod workloads;
 
 use std::collections::HashMap;
 use std::io;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::Server;
 use crate::store::Change;
@@ -88,6 +90,8 @@ pub(crate) struct Cluster {
     speed: AtomicU64,
     pods: Mutex<HashMap<String, Arc<Pod>>>,
     addresses: AtomicU32,
+    /// When a Deployment was last seen to get on, by its uid.
+    progress: Mutex<HashMap<String, Instant>>,
     files: TempDir,
     /// In the environment of every process of this cluster.
     pub marker: String,
@@ -99,6 +103,7 @@ impl Cluster {
             speed: AtomicU64::new(speed.to_bits()),
             pods: Mutex::default(),
             addresses: AtomicU32::new(0),
+            progress: Mutex::default(),
             files: tempfile::Builder::new().prefix("kubernetes-double-").tempdir()?,
             marker: new_uid(),
         })
@@ -106,6 +111,10 @@ impl Cluster {
 
     pub fn pods(&self) -> MutexGuard<'_, HashMap<String, Arc<Pod>>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn progress(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn pod(&self, uid: &str) -> Option<Arc<Pod>> {
@@ -210,6 +219,7 @@ pub(crate) async fn run(server: Arc<Server>) {
 
 fn act(server: &Arc<Server>, change: &Change) {
     collector::act(server, change);
+    workloads::act(server, change);
     match change.store.as_str() {
         "pods" => pods(server, change),
         "persistentvolumeclaims" => {

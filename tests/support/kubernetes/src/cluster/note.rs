@@ -13,6 +13,8 @@ pub(crate) enum From {
     Scheduler,
     Volumes,
     Growth,
+    Deployments,
+    ReplicaSets,
 }
 
 /// What is told of an object.
@@ -71,6 +73,8 @@ pub(crate) fn write(state: &mut State, of: &Value, it: &Note<'_>) {
         From::Kubelet => ("kubelet", "node1"),
         From::Volumes => ("persistentvolume-controller", ""),
         From::Growth => ("volume_expand", ""),
+        From::Deployments => ("deployment-controller", ""),
+        From::ReplicaSets => ("replicaset-controller", ""),
     };
     event["reportingComponent"] = json!(component);
     event["reportingInstance"] = json!(host);

@@ -22,10 +22,10 @@ use super::shell::{self, Shell, Terminal};
 use super::{Ask, Protocol};
 use crate::cluster::Container;
 
-type Socket = WebSocketStream<TokioIo<Upgraded>>;
+pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// How much of an output goes into one frame.
-const FRAME: usize = 8192;
+pub(super) const FRAME: usize = 8192;
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -61,11 +61,16 @@ impl Out {
     }
 
     async fn close(&mut self) {
-        let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-        let _ = self.sink.send(Message::Close(Some(frame))).await;
-        // The answer to the client's own close waits to be sent.
-        let _ = self.sink.flush().await;
+        bye(&mut self.sink).await;
     }
+}
+
+/// Closes without a reason.
+pub(super) async fn bye(sink: &mut SplitSink<Socket, Message>) {
+    let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+    let _ = sink.send(Message::Close(Some(frame))).await;
+    // The answer to the client's own close waits to be sent.
+    let _ = sink.flush().await;
 }
 
 pub(crate) async fn run(socket: Socket, protocol: Protocol, ask: Ask, here: Container) {

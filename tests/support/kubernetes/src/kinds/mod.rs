@@ -6,6 +6,7 @@ pub(crate) mod pod;
 pub(crate) mod quota;
 mod schema;
 pub(crate) mod typed;
+mod workload;
 
 use serde_json::{Value, json};
 
@@ -66,6 +67,8 @@ pub(crate) fn defaults(of: &Resource, object: &mut Value, new: bool) {
                 object["status"] = json!({"phase": "Active"});
             }
         }
+        "deployments.apps" | "replicasets.apps" => workload::defaults(of, object, new),
+        "services" => workload::service_defaults(object, new),
         "resourcequotas" if new => object["status"] = json!({}),
         "secrets" => {
             default(object, "type", json!("Opaque"));
@@ -116,7 +119,10 @@ pub(crate) fn validate(of: &Resource, object: &Value, old: Option<&Value>, sub: 
             "customresourcedefinitions.apiextensions.k8s.io" => {
                 causes.extend(definition::validate(object));
             }
-            _ => {
+            kind => {
+                if kind == "deployments.apps" {
+                    causes.extend(workload::validate(object, old));
+                }
                 causes.extend(label_errors(object));
                 causes.extend(subdomain_error(name(object)).filter(|_| !of.group.starts_with("rbac")));
             }

@@ -74,12 +74,8 @@ pub(crate) fn defaults(pod: &mut Value) {
         return;
     }
     let spec = &mut pod["spec"];
+    template_defaults(spec);
     let values = [
-        ("restartPolicy", json!("Always")),
-        ("terminationGracePeriodSeconds", json!(30)),
-        ("dnsPolicy", json!("ClusterFirst")),
-        ("securityContext", json!({})),
-        ("schedulerName", json!("default-scheduler")),
         ("priority", json!(0)),
         ("enableServiceLinks", json!(true)),
         ("preemptionPolicy", json!("PreemptLowerPriority")),
@@ -98,6 +94,20 @@ pub(crate) fn defaults(pod: &mut Value) {
                     "effect": "NoExecute", "tolerationSeconds": 300}));
             }
         }
+    }
+}
+
+/// What is filled in already where a pod is only a template.
+pub(super) fn template_defaults(spec: &mut Value) {
+    let values = [
+        ("restartPolicy", json!("Always")),
+        ("terminationGracePeriodSeconds", json!(30)),
+        ("dnsPolicy", json!("ClusterFirst")),
+        ("securityContext", json!({})),
+        ("schedulerName", json!("default-scheduler")),
+    ];
+    for (field, value) in values {
+        default(spec, field, value);
     }
     for kind in ["containers", "initContainers"] {
         for container in spec.get_mut(kind).and_then(Value::as_array_mut).into_iter().flatten() {

@@ -50,6 +50,7 @@ pub(crate) fn prune(of: &Resource, object: &mut Value) -> Result<Vec<String>, Fa
         ("", "LimitRange") => through::<core::LimitRange>(object),
         ("", "ResourceQuota") => through::<core::ResourceQuota>(object),
         ("apps", "Deployment") => through::<apps::Deployment>(object),
+        ("apps", "ReplicaSet") => through::<apps::ReplicaSet>(object),
         ("apps", "StatefulSet") => through::<apps::StatefulSet>(object),
         ("batch", "Job") => through::<batch::Job>(object),
         ("coordination.k8s.io", "Lease") => through::<coordination::Lease>(object),

@@ -42,11 +42,11 @@ impl Replay {
                 }
                 managed != *wanted
             }
-            // How far a pod is at a moment, its watch tells.
+            // How far it is at a moment, its watch tells.
             "essence" => {
                 let (mut wanted, mut is) = (wanted.clone(), essence::of(body));
-                if wanted["kind"] == "Pod" {
-                    for field in ["phase", "reason", "node", "ip", "conditions", "containers"] {
+                if matches!(wanted["kind"].as_str(), Some("Pod" | "Deployment")) {
+                    for field in ["phase", "reason", "node", "ip", "conditions", "containers", "status"] {
                         for it in [&mut wanted, &mut is] {
                             it.as_object_mut().unwrap().remove(field);
                         }
@@ -117,7 +117,12 @@ pub fn events(step: &Value, events: &[Value], pace: f64) -> Vec<String> {
                 "initial": object["metadata"]["annotations"]["k8s.io/initial-events-end"] == "true"}),
             _ => essence::of(object),
         };
-        let name = if object["kind"] == "Event" { Value::Null } else { object["metadata"]["name"].clone() };
+        let meta = &object["metadata"];
+        let name = match object["kind"].as_str() {
+            Some("Event") => Value::Null,
+            // The rest of it is made up.
+            _ => meta.get("generateName").unwrap_or(&meta["name"]).clone(),
+        };
         (kind, name, shown)
     }));
     let mut wrong = Vec::new();

@@ -109,6 +109,31 @@ pub fn of(object: &Value) -> Value {
             data.remove("ca.crt");
             it.insert("data".to_owned(), Value::Object(data));
         }
+        "Deployment" | "ReplicaSet" => {
+            let mut counts = status.clone();
+            let conditions = conditions(status, &[]);
+            if let Some(counts) = counts.as_object_mut() {
+                counts.remove("conditions");
+            }
+            it.insert("replicas".to_owned(), object["spec"]["replicas"].clone());
+            it.insert(
+                "image".to_owned(),
+                object["spec"]["template"]["spec"]["containers"][0]["image"].clone(),
+            );
+            it.insert("conditions".to_owned(), conditions);
+            it.insert("status".to_owned(), counts);
+        }
+        "EndpointSlice" => {
+            it.remove("generation");
+            let mut endpoints: Vec<Value> = list(&object["endpoints"])
+                .iter()
+                .map(|it| &it["conditions"])
+                .map(|it| json!([it["ready"], it["serving"], it["terminating"]]))
+                .collect();
+            endpoints.sort_by_key(Value::to_string);
+            let none = object["endpoints"].is_null();
+            it.insert("endpoints".to_owned(), if none { Value::Null } else { json!(endpoints) });
+        }
         "CustomResourceDefinition" => {
             it.insert("conditions".to_owned(), conditions(status, &[]));
         }
@@ -132,12 +157,23 @@ fn event(of: &Value) -> Value {
             "about": of["regarding"]["name"], "note": of["note"],
             "controller": of["reportingController"]});
     }
+    // The last letters of a ReplicaSet's pods are made up.
+    let mut about = of["involvedObject"]["name"].clone();
+    if of["involvedObject"]["kind"] == "Pod" {
+        let parts: Vec<&str> = about.as_str().unwrap().split('-').collect();
+        if let [.., hash, last] = parts[..]
+            && hash.len() > 7
+            && last.len() == 5
+        {
+            about = json!(format!("{}-*", about.as_str().unwrap().rsplit_once('-').unwrap().0));
+        }
+    }
     let component = match of["source"]["component"].as_str() {
         Some(component) => json!(component),
         None => of["reportingComponent"].clone(),
     };
     json!({"kind": "Event", "type": of["type"], "reason": of["reason"],
-        "about": of["involvedObject"]["name"], "path": of["involvedObject"]["fieldPath"],
+        "about": about, "path": of["involvedObject"]["fieldPath"],
         "message": of["message"].as_str().unwrap_or_default().trim(), "component": component,
         "eventTime": of["eventTime"].is_string()})
 }

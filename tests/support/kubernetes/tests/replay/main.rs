@@ -31,6 +31,8 @@ struct Replay {
     /// What was recorded and what it is here: versions, uids, tokens of pages.
     versions: HashMap<String, String>,
     words: HashMap<String, String>,
+    /// Hashes of templates in recorded names: the image that each stands for.
+    hashes: HashMap<String, String>,
     wrong: Vec<String>,
 }
 
@@ -46,6 +48,7 @@ async fn replay(name: &str, pace: f64) {
         pace,
         versions: HashMap::new(),
         words: HashMap::new(),
+        hashes: serde_json::from_value(fixture["hashes"].clone()).unwrap_or_default(),
         wrong: Vec::new(),
     };
     replay.set_up(&fixture["setup"]).await;
@@ -70,16 +73,18 @@ impl Replay {
                 continue;
             }
             if let Some(path) = step["wait"].as_str() {
+                let (phase, has) = (&step["phase"], &step["has"]);
                 let end = Instant::now() + Duration::from_secs(20);
                 loop {
                     let get = json!({"method": "GET", "path": path});
                     let object = client::body_of(client::send(&self.at, Some(self.token), &get).await).await;
-                    let ready = step["phase"] != "Running"
-                        || object["status"]["containerStatuses"][0]["ready"] == true;
-                    if object["status"]["phase"] == step["phase"] && ready {
+                    let ready =
+                        phase != "Running" || object["status"]["containerStatuses"][0]["ready"] == true;
+                    let all = has.is_null() || compare::within(has, &object);
+                    if object["status"]["phase"] == *phase && ready && all {
                         break;
                     }
-                    assert!(Instant::now() < end, "{path} does not become {}: {object}", step["phase"]);
+                    assert!(Instant::now() < end, "{path} does not become {phase}{has}: {object}");
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 continue;
@@ -183,15 +188,18 @@ impl Replay {
         let to_its_end = step["ends"] == true || asked(step, "timeoutSeconds").is_some();
         let mut events = Vec::new();
         loop {
-            if !to_its_end && compare::events(step, &events, self.pace).is_empty() {
+            if !to_its_end && compare::events(&self.named(step), &events, self.pace).is_empty() {
                 return;
             }
             match lines.next().await {
-                Some(event) => events.push(event),
+                Some(event) => {
+                    self.learn(&event["object"]);
+                    events.push(event);
+                }
                 None => break,
             }
         }
-        for why in compare::events(step, &events, self.pace) {
+        for why in compare::events(&self.named(step), &events, self.pace) {
             self.fail(index, step, &why);
         }
         let lasts = step["lasts"].as_f64().unwrap_or_default() * 0.95 / self.pace;
@@ -199,6 +207,27 @@ impl Replay {
             let why = format!("it does not end as it should: {:?}", lines.ended());
             self.fail(index, step, &why);
         }
+    }
+
+    /// What a hash of the recording is here: that of the ReplicaSet with the same image.
+    fn learn(&mut self, set: &Value) {
+        let image = &set["spec"]["template"]["spec"]["containers"][0]["image"];
+        let hash = set["metadata"]["labels"]["pod-template-hash"].as_str();
+        let recorded = self.hashes.iter().find(|it| *image == *it.1);
+        if let (Some(hash), Some((recorded, _))) = (hash, recorded) {
+            self.words.insert(recorded.clone(), hash.to_owned());
+        }
+    }
+
+    /// A step whose objects are called as they are here.
+    fn named(&self, step: &Value) -> Value {
+        let here = |hash| self.words.get(hash).map(|here| (hash, here));
+        let words: Vec<(&String, &String)> = self.hashes.keys().filter_map(here).collect();
+        if words.is_empty() {
+            return step.clone();
+        }
+        let text = words.iter().fold(step.to_string(), |text, (from, to)| text.replace(*from, to));
+        serde_json::from_str(&text).unwrap()
     }
 
     async fn ended(&mut self, index: usize, step: &Value, task: JoinHandle<Result<(), String>>) {
@@ -353,9 +382,12 @@ scenarios! {
     exec_idle "06f-exec-idle" 100.0;
     exec_terminal_more "06h-exec-tty-more" 10.0;
     exec_rights "06i-exec-rbac" 10.0;
+    attach_and_forward "06g-attach-portforward" 4.0;
     logs "07-logs" 3.0;
     lease "08a-lease" 1.0;
     events "08b-events" 1.0;
     definitions "08c-crd" 2.0;
+    rollout "09a-deployment-rollout" 2.0;
+    bad_image "09b-deployment-bad-image" 2.0;
     restart "10-apiserver-restart" 30.0;
 }

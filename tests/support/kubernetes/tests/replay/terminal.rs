@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
+use futures_util::{SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use podyard_kubernetes_double::{Double, Options};
@@ -37,9 +37,13 @@ async fn double() -> (Double, String) {
 }
 
 async fn exec(at: &str, token: &str, query: &str) -> Socket {
-    let step = json!({"method": "GET", "path": format!("{POD}/exec"), "query": query, "headers": {
+    open(at, token, "exec", query, "v5.channel.k8s.io").await
+}
+
+async fn open(at: &str, token: &str, what: &str, query: &str, protocol: &str) -> Socket {
+    let step = json!({"method": "GET", "path": format!("{POD}/{what}"), "query": query, "headers": {
         "Upgrade": "websocket", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-        "Sec-WebSocket-Protocol": "v5.channel.k8s.io"}});
+        "Sec-WebSocket-Protocol": protocol}});
     let response = client::send(at, Some(token), &step).await;
     assert_eq!(response.status(), 101);
     assert_eq!(response.headers()["Sec-WebSocket-Accept"], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
@@ -73,6 +77,34 @@ async fn end(socket: &mut Socket) -> (Option<Value>, bool) {
         }
     }
     (status, closed)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_listens_in_a_pod_is_reached_by_its_port() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (double, at) = double().await;
+    let get = json!({"method": "GET", "path": POD});
+    let pod = client::body_of(client::send(&at, Some(double.token()), &get).await).await;
+    let ip = pod["status"]["podIP"].as_str().unwrap().to_owned();
+    let listener = tokio::net::TcpListener::bind((ip, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let query = format!("ports={port}");
+    let mut socket = open(&at, double.token(), "portforward", &query, "v4.channel.k8s.io").await;
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let [low, high] = port.to_le_bytes();
+    for channel in [0, 1] {
+        let told = socket.next().await.unwrap().unwrap().into_data();
+        assert_eq!(&told[..], [channel, low, high]);
+    }
+    socket.send(Message::binary(b"\0ping".to_vec())).await.unwrap();
+    let mut got = [0; 4];
+    stream.read_exact(&mut got).await.unwrap();
+    assert_eq!(&got, b"ping");
+    stream.write_all(b"pong").await.unwrap();
+    assert_eq!(&socket.next().await.unwrap().unwrap().into_data()[..], b"\0pong");
+    drop(stream);
+    assert_eq!(end(&mut socket).await, (None, true), "the end of the connection is its end");
+    double.stop().await;
 }
 
 /// The processes of this machine with a word among their arguments.

@@ -72,7 +72,7 @@ impl Life {
             let fine = self.model.main.iter().all(|it| it.code().unwrap_or(0) == 0);
             self.model.phase = if fine { "Succeeded" } else { "Failed" };
             self.tell();
-            self.server.cluster.sleep(300).await;
+            self.server.cluster.sleep(600).await;
         }
         self.farewell().await;
     }
