@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::maybe_done;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use podyard::i18n::{self, Lang};
@@ -191,7 +192,8 @@ impl Session {
         let (sink, mut stream) = socket.split();
         let moved = Moved::new();
         let (send, frames) = mpsc::channel(FRAMES);
-        let mut writer = std::pin::pin!(write(sink, frames, &moved));
+        // It may be over before it is waited for again.
+        let mut writer = std::pin::pin!(maybe_done(write(sink, frames, &moved)));
         let over = tokio::select! {
             biased;
             over = down(&mut output, &send, &moved, &inner) => over,
