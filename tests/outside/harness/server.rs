@@ -290,10 +290,13 @@ impl Drop for Server {
             let _ = self.child.kill();
         }
         let _ = self.child.wait();
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
         if std::thread::panicking() {
-            let log = self.logged();
-            let lines: Vec<_> = log.lines().collect();
             eprintln!("the end of the server's log:\n{}", lines[lines.len().saturating_sub(30)..].join("\n"));
+        } else if let Some(at) = lines.iter().position(|it| it.contains(" panicked at ")) {
+            // Whatever was answered: a part of the server has ended that was to go on.
+            panic!("the server panicked:\n{}", lines[at..lines.len().min(at + 40)].join("\n"));
         }
     }
 }
