@@ -32,6 +32,9 @@ fn fails(admin: &Client, name: &str, template: &str) -> (String, Duration) {
     let took = begin.elapsed();
     let task = admin.wait_for_task(&task);
     assert_eq!(task["status"], "failed", "{task}");
+    // A program may have written files before it failed.
+    let refused = admin.delete(&format!("/spaces/{id}")).refused(409, "ConfirmationNeededError");
+    assert_eq!(refused.blamed(), ["force"]);
     (key(&space, "status_reason"), took)
 }
 
@@ -92,6 +95,12 @@ fn what_a_cluster_refuses_is_told_in_words(kind: Kind) {
     let (house, cluster) = (House::new(kind), Cluster::start("10"));
     let server = house.serve_in(&cluster, &[]);
     let admin = server.admin();
+    for (field, value) in [("command", "{podyard}"), ("env", "A={podyard}")] {
+        let fields = json!({"name": "x", "kind_id": "ide", "driver": "kubernetes", field: [value],
+            "container": {"image": "echo:1"}});
+        let refused = admin.post("/templates", &crate::harness::body("template", fields)).expect(400);
+        assert_eq!(refused.blamed(), [field]);
+    }
     let echo = admin.container_template("Echo", &json!({}));
     let put = |plural: &str, object: &Value| {
         cluster.send("POST", &format!("/api/v1/namespaces/default/{plural}"), Some(object)).expect(201);

@@ -103,7 +103,7 @@ fn a_space_lives_in_a_cluster_from_its_first_start_to_its_delete(kind: Kind) {
     assert_eq!(cluster.names("persistentvolumeclaims").len(), 1);
     admin.delete(&format!("/spaces/{id}?force=true")).expect(200);
     until("its files are gone", SOON, || cluster.names("persistentvolumeclaims").is_empty().then_some(()));
-    // One that never ran has no files.
+    // One that was never started has no files.
     let never = admin.space("never", "code-server");
     admin.delete(&format!("/spaces/{never}")).expect(200);
     server.end();

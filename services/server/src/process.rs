@@ -25,7 +25,10 @@ pub(crate) fn block_on<F: Future<Output = Result<(), String>>>(future: F) -> Res
 
 /// Starts the log, which is written until the guard is dropped.
 pub(crate) fn log(filter: &str, format: LogFormat) -> Result<LogGuard, String> {
-    let filter = EnvFilter::try_new(filter).map_err(|e| format!("--log {filter}: {e}"))?;
+    // The client of clusters tells of each failed try, which Podyard does once and in its
+    // own words; who wants to hear it names it.
+    let filter = EnvFilter::try_new(format!("kube_client=off,kube_runtime=off,{filter}"))
+        .map_err(|e| format!("--log {filter}: {e}"))?;
     let (writer, guard) = log_writer();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     let text = match format {

@@ -322,8 +322,9 @@ impl Model for Space {
 
     fn validate_delete_condition(&self, tx: &mut Tx<'_>) -> Result<()> {
         self.expect_status(&[STOPPED, START_FAILED], "deleted; stop it first")?;
-        // What it never ran with is empty, and nobody's loss.
-        if self.driver == KUBERNETES && self.started_at.is_some() && !tx.ctx.force() {
+        // What was never started has no files; a start that failed may have left some.
+        let started = self.started_at.is_some() || self.version > 1;
+        if self.driver == KUBERNETES && started && !tx.ctx.force() {
             let text = format!(
                 "with space {} its files go, for good: confirm it by force=true (DELETE …?force=true)",
                 self.name

@@ -97,9 +97,10 @@ async fn give_up(t: &mut TaskCtx<Space, Nothing>, why: Reason) -> Stage {
         Err(error) => return Stage::retry(error.message().to_owned()),
     };
     let cancelled = why.kind == ReasonKind::Cancelled;
-    let why = match detail {
-        Some(detail) => Reason::new(why.kind, &format!("{why}: {detail}")),
-        None => why,
+    let why = match (why.is_timeout(), detail) {
+        (true, Some(detail)) => Reason::new(why.kind, &format!("it was not ready in time: {detail}")),
+        (true, None) => Reason::new(why.kind, "it was not ready in time"),
+        (false, _) => why,
     };
     let text = why.to_string();
     Stage::fail(why).with(move |tx: &mut Tx<'_>, space: &mut Space| {
@@ -252,6 +253,9 @@ fn process() -> String {
     PROCESS.to_owned()
 }
 
+/// How long to wait before files that could not be removed in several attempts are tried again.
+const DELETE_AGAIN: Duration = Duration::from_secs(60);
+
 /// Removes the files of a space whose row is deleted.
 pub struct SpaceDelete;
 
@@ -265,7 +269,12 @@ impl SpaceDelete {
         Ok(Stage::complete())
     }
 
-    async fn on_init_failed(_: &mut TaskCtx<Space, DeleteParams>, why: Reason) -> Stage {
-        Stage::fail(why)
+    async fn on_init_failed(t: &mut TaskCtx<Space, DeleteParams>, why: Reason) -> Stage {
+        let here = t.ctx().service::<Spaces>().is_ok_and(|it| it.driver(&t.params().driver).is_ok());
+        if why.is_cancelled() || !here {
+            return Stage::fail(why);
+        }
+        // Nothing else knows of the files any more, so they are not given up for a cluster that is away.
+        Stage::next(Self::ON_INIT).after(DELETE_AGAIN)
     }
 }

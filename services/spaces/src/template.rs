@@ -90,6 +90,11 @@ impl Template {
         if !self.command.is_empty() && !program {
             return Err(Error::field("command", "must name a program"));
         }
+        for (field, list) in [("command", &self.command), ("env", &self.env)] {
+            if list.iter().any(|text| text.contains("{podyard}")) {
+                return Err(Error::field(field, "names {podyard}, which is in no container"));
+            }
+        }
         let Some(container) = self.container()? else {
             let text = "is required: the driver kubernetes runs images";
             return Err(Error::field("container.image", text));

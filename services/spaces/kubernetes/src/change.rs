@@ -150,7 +150,23 @@ async fn ensure_claim(inner: &Inner, launch: &Launch, owner: Option<&OwnerRefere
     if kept.going {
         return Err(Error::Unavailable("the claim of the space's files is being removed".to_owned()));
     }
-    if kept.is_less_than(&launch.storage) { grow(inner, launch, &kept).await } else { Ok(kept) }
+    if !kept.is_less_than(&launch.storage) {
+        return Ok(kept);
+    }
+    match grow(inner, launch, &kept).await {
+        // Who resizes is told; a start goes on with what is there, or nobody got at the files.
+        Err(Error::Invalid(why)) => {
+            tracing::warn!(
+                space = launch.id,
+                has = kept.asked,
+                wants = launch.storage,
+                why,
+                "a volume is smaller than its space"
+            );
+            Ok(kept)
+        }
+        other => other,
+    }
 }
 
 async fn grow(inner: &Inner, launch: &Launch, kept: &Kept) -> Result<Kept> {

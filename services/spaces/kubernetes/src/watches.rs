@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::Api;
-use kube::runtime::utils::Backoff;
+use kube::runtime::watcher as watch;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use serde::de::DeserializeOwned;
 
 use crate::cache::Cache;
@@ -43,19 +42,11 @@ impl Default for Pause {
     }
 }
 
-impl Iterator for Pause {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
+impl Pause {
+    fn next(&mut self) -> Duration {
         let pause = self.0.mul_f64(rand::random_range(0.5..1.0));
         self.0 = (self.0 * 2).min(PAUSES.1);
-        Some(pause)
-    }
-}
-
-impl Backoff for Pause {
-    fn reset(&mut self) {
-        *self = Self::default();
+        pause
     }
 }
 
@@ -122,12 +113,15 @@ async fn follow<K>(api: Api<K>, config: watcher::Config, cache: &Cache, mut take
 where
     K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let mut events = std::pin::pin!(watch(api, config).backoff(Pause::default()));
-    let mut failed = false;
+    let mut events = std::pin::pin!(watch(api, config));
+    let (mut pause, mut failed) = (Pause::default(), false);
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                failed = false;
+                // That a list is about to be asked for says nothing of the cluster yet.
+                if !matches!(event, Event::Init) {
+                    (pause, failed) = (Pause::default(), false);
+                }
                 take(event);
             }
             Err(trouble) => {
@@ -139,6 +133,7 @@ where
                 }
                 failed |= !everyday;
                 cache.failed(why);
+                tokio::time::sleep(pause.next()).await;
             }
         }
     }
