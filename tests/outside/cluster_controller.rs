@@ -126,6 +126,15 @@ fn a_resource_that_was_made_by_hand(kind: Kind) {
     assert_eq!(found.expect(200).json()["items"].as_array().map(Vec::len), Some(2));
     let failed = phase(&cluster, "odd", "Failed");
     assert!(key(&failed, "message").contains("odd"), "{failed}");
+    // Another with the same id takes nothing from it.
+    let copy = written("mine", labels, "").replace("name: mine,", "name: copy,");
+    cluster.apply(&path("copy"), &copy.replace("running: true", "running: false")).expect(201);
+    let failed = phase(&cluster, "copy", "Failed");
+    assert!(key(&failed, "message").contains("another resource has the id mine"), "{failed}");
+    assert_eq!(cluster.names("pods"), [name.as_str()]);
+    cluster.send("DELETE", &path("copy"), None).expect(200);
+    until("the copy is gone", SOON, || cluster.space("copy").is_none().then_some(()));
+    assert_eq!(cluster.names("pods"), [name.as_str()]);
     // It is kept.
     let first = cluster.all("pods")[0]["metadata"]["uid"].clone();
     cluster.delete_pod(&name);

@@ -434,26 +434,30 @@ fn alone(pool: &Pool<Manager>, job: &mut dyn Job) -> Option<Option<String>> {
 fn shared(pool: &Pool<Manager>, mut jobs: Vec<Box<dyn Job>>) {
     // All take their rows in one order, so no two wait for each other.
     jobs.sort_by(|one, other| one.of_row().cmp(&other.of_row()));
-    let mut again = vec![true; jobs.len()];
+    let mut again = vec![false; jobs.len()];
     let mut failure = None;
-    if let Ok(mut conn) = begin(pool, None) {
-        let is_fine = jobs.iter_mut().zip(&mut again).all(|(job, again)| {
-            let kept = glance::run(&mut conn, job.as_mut());
-            *again = kept.is_none();
-            // What failed by a statement has ended the transaction.
-            !job.lost_connection() && (kept != Some(false) || conn.batch_execute("SELECT 1").is_ok())
-        });
-        if is_fine {
-            failure = group::control(&mut conn, "COMMIT").err();
-        } else {
-            again.fill(true);
+    match begin(pool, None) {
+        // No use in asking anew for each: who waits for a connection waits for long.
+        Err(error) => failure = Some(error.to_string()),
+        Ok(mut conn) => {
+            let is_fine = jobs.iter_mut().zip(&mut again).all(|(job, again)| {
+                let kept = glance::run(&mut conn, job.as_mut());
+                *again = kept.is_none();
+                // What failed by a statement has ended the transaction.
+                !job.lost_connection() && (kept != Some(false) || conn.batch_execute("SELECT 1").is_ok())
+            });
+            if is_fine {
+                failure = group::control(&mut conn, "COMMIT").err();
+            } else {
+                again.fill(true);
+            }
+            if (!is_fine || failure.is_some()) && conn.batch_execute("ROLLBACK").is_err() {
+                discard(conn, pool);
+            }
         }
-        if let Some(text) = &failure {
-            tracing::warn!(error = %text, jobs = jobs.len(), "writes were not committed");
-        }
-        if (!is_fine || failure.is_some()) && conn.batch_execute("ROLLBACK").is_err() {
-            discard(conn, pool);
-        }
+    }
+    if let Some(text) = &failure {
+        tracing::warn!(error = %text, jobs = jobs.len(), "writes were not committed");
     }
     for (job, again) in jobs.into_iter().zip(again) {
         match again {

@@ -154,7 +154,12 @@ pub(crate) struct ControllerArgs {
 /// `podyard doctor`.
 pub(crate) async fn doctor(what: Doctor) -> Result<(), String> {
     let Doctor::Kubernetes(args) = what;
-    let checks = podyard_kubernetes::doctor(&args.options(Duration::from_secs(10))).await;
+    let stop = async {
+        if asked_to_end().await.is_err() {
+            std::future::pending().await
+        }
+    };
+    let checks = podyard_kubernetes::doctor(&args.options(Duration::from_secs(10)), stop).await;
     let mut failed = 0;
     for check in &checks {
         let mark = match check.level {

@@ -47,6 +47,9 @@ capabilities:
 - {{ printf "--kubernetes-node-selector=%s=%s" $key $value | quote }}
 {{- end }}
 - --log-format=json
+{{- range .Values.spaces.args }}
+- {{ . | quote }}
+{{- end }}
 {{- end }}
 
 {{- define "podyard.spacesArgs" -}}

@@ -6,6 +6,7 @@ fn seen(uid: &str, version: u64, stage: Stage) -> Seen {
     Seen {
         name: "ws-a-b".into(),
         uid: uid.into(),
+        owner: Box::default(),
         version,
         instance: format!("run-{uid}").into(),
         secret: "hush".into(),

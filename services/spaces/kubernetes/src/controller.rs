@@ -118,20 +118,24 @@ async fn lead(inner: &Arc<Inner>) {
 async fn reconcile(space: Arc<Space>, context: Arc<Context>) -> Result<Action> {
     let (inner, spec) = (&context.inner, &space.spec);
     let name = space.name_any();
-    let going = space.meta().deletion_timestamp.is_some();
-    {
-        let mut names = context.names.lock().unwrap_or_else(PoisonError::into_inner);
-        if going {
-            names.remove(&spec.id);
-        } else {
-            names.insert(spec.id.clone(), name);
-        }
-    }
+    let names = || context.names.lock().unwrap_or_else(PoisonError::into_inner);
     // Its pod and claim go with it.
-    if going {
+    if space.meta().deletion_timestamp.is_some() {
+        let mut names = names();
+        if names.get(&spec.id) == Some(&name) {
+            names.remove(&spec.id);
+        }
         return Ok(Action::await_change());
     }
     inner.synced().await?;
+    let pod = inner.cache.pod(&spec.id);
+    if pod.is_some_and(|it| !it.owner.is_empty() && Some(&*it.owner) != space.meta().uid.as_deref()) {
+        let message = format!("another resource has the id {} and a pod", spec.id);
+        let status = SpaceStatus { phase: "Failed".to_owned(), message, ..status_of(&space, None, "") };
+        write(inner, &space, status).await?;
+        return Ok(Action::requeue(ROUND));
+    }
+    names().insert(spec.id.clone(), name);
     mark(inner, &space).await?;
     let done = act(inner, &space).await;
     let status = match &done {

@@ -50,8 +50,9 @@ fn check(name: &str, level: Level, text: impl Into<String>, advice: &str) -> Che
 }
 
 /// Looks at all that spaces need, ending with a pod and a claim on trial. What
-/// cannot be looked at because something before it fails is left out.
-pub async fn doctor(options: &Options) -> Vec<Check> {
+/// cannot be looked at because something before it fails is left out. The trial is
+/// broken off, and what it made removed, as soon as `stop` says so.
+pub async fn doctor(options: &Options, stop: impl Future<Output = ()>) -> Vec<Check> {
     let mut checks = Vec::new();
     let cluster = match connect(options).await {
         Ok(cluster) => cluster,
@@ -73,7 +74,7 @@ pub async fn doctor(options: &Options) -> Vec<Check> {
         checks.push(definition(&cluster).await);
     }
     if checks.iter().all(|it| it.level != Level::Failure) {
-        checks.push(trial(options).await);
+        checks.push(trial(options, stop).await);
     }
     checks
 }
@@ -265,7 +266,7 @@ async fn definition(cluster: &Cluster) -> Check {
 }
 
 /// Runs a pod that writes into its files, as a space's does, and removes both.
-async fn trial(options: &Options) -> Check {
+async fn trial(options: &Options, stop: impl Future<Output = ()>) -> Check {
     const NAME: &str = "trial";
     // Another installation's: to a server that runs already it is no orphan.
     let installation = format!("{}-doctor", options.installation);
@@ -290,7 +291,10 @@ async fn trial(options: &Options) -> Check {
         container: Some(Container { image, port: 8080, run_as: Some(1000), ..Container::default() }),
     };
     let began = Instant::now();
-    let result = run_trial(&driver, &launch).await;
+    let result = tokio::select! {
+        result = run_trial(&driver, &launch) => result,
+        () = stop => Err("it was broken off".to_owned()),
+    };
     let removed = async {
         driver.stop(&launch.id, Duration::ZERO).await?;
         driver.delete(&launch.id).await

@@ -8,6 +8,12 @@ pub(crate) fn parse(text: &str) -> Option<u128> {
     if whole.len() + part.len() == 0 || whole.len() > 18 || part.len() > 9 || part.contains('.') {
         return None;
     }
+    // A part of a thousandth counts as one.
+    let (unit, parts): (_, u128) = match unit {
+        "n" => ("m", 1_000_000),
+        "u" => ("m", 1_000),
+        _ => (unit, 1),
+    };
     let factor: u128 = match unit {
         "m" => 1,
         "" => 1_000,
@@ -27,7 +33,8 @@ pub(crate) fn parse(text: &str) -> Option<u128> {
         }
     };
     let digits: u128 = format!("{whole}{part}").parse().ok()?;
-    Some(digits.checked_mul(factor)?.div_ceil(10_u128.pow(u32::try_from(part.len()).ok()?)))
+    let scale = 10_u128.pow(u32::try_from(part.len()).ok()?);
+    Some(digits.checked_mul(factor)?.div_ceil(scale.checked_mul(parts)?))
 }
 
 #[cfg(test)]
@@ -40,6 +47,9 @@ mod tests {
         assert_eq!(parse("1.5Gi"), parse("1536Mi"));
         assert_eq!(parse("1e3"), parse("1k"));
         assert_eq!(parse("500m"), Some(500));
+        assert_eq!(parse("500000u"), parse("500m"));
+        assert_eq!(parse("1500000000n"), parse("1.5"));
+        assert_eq!(parse("1n"), Some(1));
         assert!(parse("8Gi") > parse("8G"));
         for none in ["", "Gi", ".", "1.2.3", "-1", "1 Gi", "1gi", "e3"] {
             assert_eq!(parse(none), None, "{none}");

@@ -16,6 +16,8 @@ const GIVEN_UP: i64 = 30;
 pub(crate) struct Seen {
     pub(crate) name: Box<str>,
     pub(crate) uid: Box<str>,
+    /// The uid of the custom resource that it belongs to; empty if it is nobody's.
+    pub(crate) owner: Box<str>,
     /// Its version, which says which of two sights is the newer; 0 if that is no number.
     pub(crate) version: u64,
     pub(crate) instance: Box<str>,
@@ -48,6 +50,13 @@ impl Seen {
         Self {
             name: text(meta.name.as_ref()),
             uid: text(meta.uid.as_ref()),
+            owner: text(
+                meta.owner_references
+                    .iter()
+                    .flatten()
+                    .find(|it| it.controller == Some(true))
+                    .map(|it| &it.uid),
+            ),
             version: meta.resource_version.as_ref().and_then(|it| it.parse().ok()).unwrap_or(0),
             // A pod that somebody took the annotation from is still one run.
             instance: text(annotations.and_then(|it| it.get(names::INSTANCE)).or(meta.uid.as_ref())),

@@ -36,10 +36,10 @@ use serde_json::Value;
 #[serde(rename_all = "camelCase")]
 pub struct SpaceSpec {
     /// The space's id in Podyard.
-    #[schemars(length(min = 1, max = 64))]
+    #[schemars(length(min = 1, max = 64), extend("x-kubernetes-validations" = fixed()))]
     pub id: String,
     /// Its place in the URL.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), extend("x-kubernetes-validations" = fixed()))]
     pub sid: String,
     /// The id of the user whose space it is.
     pub user: String,

@@ -565,18 +565,46 @@ async fn by_custom_resources() {
 async fn the_doctor_finds_a_cluster_well() {
     let house = House::new().await;
     let options = Options { git_image: "example.org/completes:1".into(), ..house.options() };
-    let checks = doctor(&options).await;
+    let checks = doctor(&options, std::future::pending()).await;
     assert!(checks.iter().all(|it| it.level == Level::Ok), "{checks:#?}");
     assert_eq!(checks.last().unwrap().name, "trial");
     assert!(house.pods().list(&Default::default()).await.unwrap().items.is_empty());
     assert!(house.claims().list(&Default::default()).await.unwrap().items.is_empty());
     let lost = Options { storage_class: "none".into(), ..options };
     assert!(
-        doctor(&lost)
+        doctor(&lost, std::future::pending())
             .await
             .iter()
             .any(|it| it.level == Level::Failure && it.text.contains("none is not there"))
     );
+}
+
+#[tokio::test]
+async fn a_doctor_who_is_called_away_leaves_nothing() {
+    let house = House::new().await;
+    let options = Options { git_image: "example.org/ide:1".into(), ..house.options() };
+    let called = async {
+        let there =
+            || async { house.pods().list(&Default::default()).await.unwrap().items.into_iter().next() };
+        eventually("the trial has begun", there).await;
+    };
+    let checks = doctor(&options, called).await;
+    let last = checks.last().unwrap();
+    assert!(last.name == "trial" && last.text.contains("it was broken off"), "{checks:#?}");
+    assert!(house.pods().list(&Default::default()).await.unwrap().items.is_empty());
+    assert!(house.claims().list(&Default::default()).await.unwrap().items.is_empty());
+}
+
+#[tokio::test]
+async fn watches_wait_longer_after_each_failure() {
+    let house = House::new().await;
+    house.fault(json!({ "verb": "list", "resource": "pods", "status": 403 })).await;
+    let driver = house.driver().await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let tries = house.counts().await["list pods"].as_u64().unwrap();
+    assert!((3..=8).contains(&tries), "{tries} tries in 6 s");
+    house.double("DELETE", "faults", Value::Null).await;
+    eventually("it is seen again", || async { driver.list().await.ok() }).await;
 }
 
 /// Prints what the driver asks for: per start and stop, and at rest.

@@ -275,6 +275,7 @@ pub(crate) fn replace(
     kinds::defaults(of, &mut new, false);
     kinds::validate(of, &new, Some(old), sub)?;
     if of.store() == "persistentvolumeclaims" {
+        kinds::may_grow(state, of, &new, old)?;
         kinds::quota::check(state, of, &new, Some(old))?;
     }
     if of.generation && new["spec"] != old["spec"] {

@@ -207,10 +207,6 @@ async fn grow(server: Arc<Server>, claim: Arc<Value>) {
             container: None,
         },
     );
-    let expands = class(&server, &claim).is_some_and(|it| it["allowVolumeExpansion"] == true);
-    if !expands {
-        return;
-    }
     server.cluster.sleep(1000).await;
     let size = claim["spec"]["resources"]["requests"]["storage"].clone();
     rewrite(&server, CLAIMS, &claim, |claim| {

@@ -183,6 +183,25 @@ fn claim_errors(claim: &Value, old: Option<&Value>, sub: &str) -> Vec<Cause> {
     causes
 }
 
+/// Admission of a larger claim: its storage class must allow it.
+pub(crate) fn may_grow(state: &State, of: &Resource, claim: &Value, old: &Value) -> Result<(), Failure> {
+    let size = |it: &Value| quantity(&it["spec"]["resources"]["requests"]["storage"]);
+    if size(claim) <= size(old) {
+        return Ok(());
+    }
+    let class = text(&claim["spec"]["storageClassName"]);
+    let class = state.get("storageclasses.storage.k8s.io", "", class);
+    if class.is_some_and(|it| it["allowVolumeExpansion"] == true) {
+        return Ok(());
+    }
+    Err(Failure::forbidden(
+        of,
+        name(claim),
+        "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must \
+         support resize",
+    ))
+}
+
 fn new_finalizers(old: &Value, new: &Value) -> Option<Cause> {
     let had = list(&old["metadata"]["finalizers"]);
     let more: Vec<String> = list(&new["metadata"]["finalizers"])
