@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, HELPER, House, Kind, key, until};
+use crate::harness::{Answer, Cluster, HELPER, House, Kind, key, until};
 
 on_each_database!(
     without mysql:
@@ -70,7 +70,7 @@ fn a_space_is_kept_while_podyard_is_away(kind: Kind) {
     let events = admin.get(&format!("/spaces/{id}/events")).expect(200).of("events");
     assert!(!events.as_array().unwrap().iter().any(|it| it["action"] == "died"), "{events}");
     // Whoever stops it in the cluster is heard.
-    merge(&cluster, &name, &json!({"spec": {"running": false}}));
+    merge(&cluster, &name, &json!({"spec": {"running": false}})).expect(200);
     let stopped = admin.wait_for(&id, &["stopped"]);
     assert_eq!(stopped["status_reason"], "it was stopped in the cluster");
     admin.start(&id);
@@ -84,12 +84,8 @@ fn a_space_is_kept_while_podyard_is_away(kind: Kind) {
     });
 }
 
-/// What `kubectl patch --type=merge` does.
-fn merge(cluster: &Cluster, name: &str, patch: &Value) {
-    let headers =
-        [("Authorization", "Bearer double-admin"), ("Content-Type", "application/merge-patch+json")];
-    let path = format!("{}/{name}", Cluster::spaces_path());
-    cluster.client().send("PATCH", &path, &headers, Some(patch.to_string().as_bytes())).expect(200);
+fn merge(cluster: &Cluster, name: &str, patch: &Value) -> Answer {
+    cluster.merge(&format!("{}/{name}", Cluster::spaces_path()), patch)
 }
 
 /// As it could be written by hand.
@@ -135,12 +131,17 @@ fn a_resource_that_was_made_by_hand(kind: Kind) {
     cluster.send("DELETE", &path("copy"), None).expect(200);
     until("the copy is gone", SOON, || cluster.space("copy").is_none().then_some(()));
     assert_eq!(cluster.names("pods"), [name.as_str()]);
+    // What its objects are known by stays what it is.
+    for fixed in ["id", "sid"] {
+        let refused = merge(&cluster, "mine", &json!({"spec": {fixed: "other"}}));
+        assert!(refused.status == 422 && refused.text().contains("cannot be changed"), "{}", refused.text());
+    }
     // It is kept.
     let first = cluster.all("pods")[0]["metadata"]["uid"].clone();
     cluster.delete_pod(&name);
     made_anew(&cluster, &name, &first);
     // It stops, with its files kept, and starts again.
-    let run = |running: bool| merge(&cluster, "mine", &json!({"spec": {"running": running}}));
+    let run = |running: bool| merge(&cluster, "mine", &json!({"spec": {"running": running}})).expect(200);
     run(false);
     let status = phase(&cluster, "mine", "Stopped");
     assert_eq!((&status["pod"], &status["node"]), (&Value::Null, &Value::Null), "{status}");

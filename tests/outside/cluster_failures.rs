@@ -11,6 +11,8 @@ on_each_database!(
     without mysql:
     each_failure_of_a_pod_is_told_in_words,
     what_a_cluster_refuses_is_told_in_words,
+    a_claim_that_cannot_grow_keeps_its_size,
+    the_doctor_tells_what_is_wrong_with_the_login,
     trouble_with_the_api_server_passes,
     watches_that_are_disturbed_do_no_harm,
     after_a_kill_at_any_moment_rows_and_pods_agree,
@@ -101,7 +103,16 @@ fn what_a_cluster_refuses_is_told_in_words(kind: Kind) {
         let refused = admin.post("/templates", &crate::harness::body("template", fields)).expect(400);
         assert_eq!(refused.blamed(), [field]);
     }
-    let echo = admin.container_template("Echo", &json!({}));
+    let patch = json!({"spec": {"hostNetwork": true}});
+    let fields = json!({"name": "x", "kind_id": "ide", "driver": "kubernetes",
+        "container": {"image": "echo:1", "patch": patch}});
+    let refused = admin.post("/templates", &crate::harness::body("template", fields)).expect(400);
+    assert_eq!(refused.blamed(), ["container.patch"]);
+    let echo = admin.container_template(
+        "Echo",
+        &json!({"container": {"image": "echo:1", "mount": "/home/coder/",
+        "probe_path": "{base}"}}),
+    );
     let put = |plural: &str, object: &Value| {
         cluster.send("POST", &format!("/api/v1/namespaces/default/{plural}"), Some(object)).expect(201);
     };
@@ -145,6 +156,64 @@ fn what_a_cluster_refuses_is_told_in_words(kind: Kind) {
     // All of them start once nothing is in the way.
     let id = key(&admin.get("/spaces/login").of("space"), "id");
     admin.start(&id);
+}
+
+fn a_claim_that_cannot_grow_keeps_its_size(kind: Kind) {
+    let (house, cluster) = (House::new(kind), Cluster::start("10"));
+    let server = house.serve_in(&cluster, &[]);
+    let admin = server.admin();
+    let id = admin.space("x", &admin.container_template("Echo", &json!({})));
+    admin.start(&id);
+    admin.stop(&id);
+    let class = |grows: bool| {
+        let path = "/apis/storage.k8s.io/v1/storageclasses/standard";
+        cluster.merge(path, &json!({"allowVolumeExpansion": grows})).expect(200);
+    };
+    let resize = || {
+        let path = format!("/spaces/{id}");
+        admin.put(&path, &crate::harness::body("space", json!({"spec_id": "standard"}))).expect(200);
+        let path = format!("/tasks?obj_id={id}&task_name=space-resize&filter=status.in(done,failed)");
+        until("the resize has ended", SOON, || admin.get(&path).expect(200).of("tasks").get(0).cloned())
+    };
+    let before = admin.read_space(&id);
+    class(false);
+    let task = resize();
+    let after = admin.read_space(&id);
+    assert_eq!(
+        (&task["status"], &after["spec_id"]),
+        (&json!("failed"), &before["spec_id"]),
+        "{task} {after}"
+    );
+    assert!(key(&after, "status_reason").contains("must support resize"), "{after}");
+    admin.start(&id);
+    admin.stop(&id);
+    class(true);
+    resize();
+    until("it has grown", SOON, || (admin.read_space(&id)["storage"] == "8Gi").then_some(()));
+    let claim = cluster.all("persistentvolumeclaims").remove(0);
+    assert_eq!(claim["spec"]["resources"]["requests"]["storage"], "8Gi", "{claim}");
+}
+
+fn the_doctor_tells_what_is_wrong_with_the_login(kind: Kind) {
+    let (house, cluster) = (House::new(kind), Cluster::start("10"));
+    let doctor = |file: &std::path::Path, more: &[&str]| {
+        let mut command = house.command();
+        command.args(["doctor", "kubernetes", "--kubernetes-kubeconfig"]).arg(file).args(more);
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (code, said) = doctor(&cluster.kubeconfig(), &[]);
+    assert!(code == Some(0) && said.contains("trial"), "{said}");
+    let wrong = tempfile::NamedTempFile::new().unwrap();
+    let text = std::fs::read_to_string(cluster.kubeconfig()).unwrap();
+    std::fs::write(wrong.path(), text.replace("double-admin", "nobody-s")).unwrap();
+    let (code, said) = doctor(wrong.path(), &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("FAILED  login") && said.contains("still valid"), "{said}");
+    let (code, said) = doctor(&cluster.kubeconfig(), &["--kubernetes-namespace", "nowhere"]);
+    assert!(code == Some(1) && said.contains("kubectl create namespace nowhere"), "{said}");
+    let (code, said) = doctor(&cluster.kubeconfig(), &["--kubernetes-namespace", "No_Where"]);
+    assert!(code == Some(2) && said.contains("lower-case letters"), "{said}");
 }
 
 fn trouble_with_the_api_server_passes(kind: Kind) {

@@ -43,19 +43,19 @@ pub(crate) struct KubernetesArgs {
     #[arg(long, env = "PODYARD_KUBERNETES_CONTEXT", value_name = "NAME")]
     pub(crate) kubernetes_context: Option<String>,
     /// The namespace of the spaces; else the context's or the pod's own.
-    #[arg(long, env = "PODYARD_KUBERNETES_NAMESPACE", value_name = "NAME")]
+    #[arg(long, env = "PODYARD_KUBERNETES_NAMESPACE", value_name = "NAME", value_parser = namespace)]
     pub(crate) kubernetes_namespace: Option<String>,
     /// Which Podyard this is, as a label of its objects: what carries another one's is never touched.
-    #[arg(long, env = "PODYARD_KUBERNETES_INSTALLATION", default_value = "podyard", value_name = "NAME")]
+    #[arg(long, env = "PODYARD_KUBERNETES_INSTALLATION", default_value = "podyard", value_name = "NAME", value_parser = label)]
     pub(crate) kubernetes_installation: String,
     /// The name of this process in the Lease that says who looks after all spaces; else made up.
     #[arg(long, env = "PODYARD_KUBERNETES_IDENTITY", value_name = "NAME")]
     pub(crate) kubernetes_identity: Option<String>,
     /// The storage class of the spaces' files where a template names none; else the cluster's default.
-    #[arg(long, env = "PODYARD_KUBERNETES_STORAGE_CLASS", value_name = "NAME")]
+    #[arg(long, env = "PODYARD_KUBERNETES_STORAGE_CLASS", value_name = "NAME", value_parser = dns_name)]
     pub(crate) kubernetes_storage_class: Option<String>,
     /// A secret with the login of an image registry, for all spaces. May be given several times.
-    #[arg(long, env = "PODYARD_KUBERNETES_PULL_SECRET", value_delimiter = ',', value_name = "NAME")]
+    #[arg(long, env = "PODYARD_KUBERNETES_PULL_SECRET", value_delimiter = ',', value_name = "NAME", value_parser = dns_name)]
     pub(crate) kubernetes_pull_secret: Vec<String>,
     /// A label that the nodes of all spaces must have. May be given several times.
     #[arg(long, env = "PODYARD_KUBERNETES_NODE_SELECTOR", value_delimiter = ',', value_name = "KEY=VALUE", value_parser = pair)]
@@ -86,6 +86,39 @@ fn pair(text: &str) -> Result<(String, String), String> {
     let wrong = || "must be a label like disk=fast".to_owned();
     let (key, value) = text.split_once('=').ok_or_else(wrong)?;
     if key.is_empty() { Err(wrong()) } else { Ok((key.to_owned(), value.to_owned())) }
+}
+
+/// A name of DNS, as Kubernetes names most objects; empty is none.
+fn dns_name(text: &str) -> Result<String, String> {
+    let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let label =
+        |it: &str| !it.is_empty() && it.chars().all(fine) && !it.starts_with('-') && !it.ends_with('-');
+    if text.is_empty() || (text.len() <= 253 && text.split('.').all(label)) {
+        return Ok(text.to_owned());
+    }
+    Err("must be of lower-case letters, digits and - within it, at most 253".to_owned())
+}
+
+/// The same without dots, and shorter.
+fn namespace(text: &str) -> Result<String, String> {
+    match dns_name(text) {
+        Ok(name) if name.len() <= 63 && !name.contains('.') => Ok(name),
+        _ => Err("must be of lower-case letters, digits and - within it, at most 63".to_owned()),
+    }
+}
+
+/// The value of a label that is there.
+fn label(text: &str) -> Result<String, String> {
+    let edge = |c: char| c.is_ascii_alphanumeric();
+    let fine = |c: char| edge(c) || "._-".contains(c);
+    if (1..=63).contains(&text.len())
+        && text.chars().all(fine)
+        && text.starts_with(edge)
+        && text.ends_with(edge)
+    {
+        return Ok(text.to_owned());
+    }
+    Err("must be of letters, digits, and - _ . within it, at most 63".to_owned())
 }
 
 /// A name that no other process has: two of them on a machine, or two runs of one, are not the same.

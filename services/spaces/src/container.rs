@@ -189,7 +189,7 @@ impl ContainerSpec {
         if self.port == Some(0) {
             return Err(Error::field(member("port"), "must be from 1 to 65535"));
         }
-        if self.probe_path.as_ref().is_some_and(|it| !it.starts_with('/') || !is_plain(it)) {
+        if self.probe_path.as_ref().is_some_and(|it| !is_path(it)) {
             return Err(Error::field(member("probe_path"), "must be a path that begins with /"));
         }
         if self.mount.as_ref().is_some_and(|it| !is_mount(it)) {
@@ -244,7 +244,7 @@ impl ContainerSpec {
             pull_secrets: self.pull_secrets,
             port: self.port.unwrap_or(PORT),
             probe_path: self.probe_path.unwrap_or_default(),
-            mount: self.mount.unwrap_or_else(|| MOUNT.to_owned()),
+            mount: self.mount.map_or_else(|| MOUNT.to_owned(), |it| it.trim_end_matches('/').to_owned()),
             storage_class: self.storage_class.unwrap_or_default(),
             node_selector: self.node_selector,
             // A struct of texts and numbers always serialises.
@@ -362,6 +362,12 @@ fn is_dns_name(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(label)
 }
 
+/// A path, in which words in braces may stand for what is known at the start.
+fn is_path(text: &str) -> bool {
+    let bare = text.replace("{base}", "/").replace("{port}", "1").replace("{dir}", "/");
+    bare.starts_with('/') && is_plain(&bare)
+}
+
 fn is_mount(text: &str) -> bool {
     let part = |it: &str| !it.is_empty() && it != "." && it != "..";
     let inner = text.strip_prefix('/').map(|it| it.strip_suffix('/').unwrap_or(it));
@@ -402,7 +408,7 @@ mod tests {
     fn everything_there_is() {
         let all = json!({
             "image": "registry.example.org:5000/team/ide@sha256:0123abcd", "pull_policy": "Always",
-            "pull_secrets": ["registry.login"], "port": 3000, "probe_path": "/healthz?full=1",
+            "pull_secrets": ["registry.login"], "port": 3000, "probe_path": "{base}healthz?full=1",
             "mount": "/home/coder", "storage_class": "fast", "run_as": 1001,
             "node_selector": {"kubernetes.io/arch": "amd64", "disk": ""},
             "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30},

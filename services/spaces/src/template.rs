@@ -102,7 +102,7 @@ impl Template {
         // A process without the driver stores the template all the same; one
         // that has it judges what only it can.
         let Ok(driver) = spaces.driver(KUBERNETES) else { return Ok(()) };
-        driver.check(&container).map_err(|error| Error::field("container", error.to_string()))
+        driver.check(&container).map_err(|error| Error::field("container.patch", error.to_string()))
     }
 
     /// Its container, if it has one.

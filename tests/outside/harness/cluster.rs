@@ -37,11 +37,6 @@ impl Cluster {
         Self { child, client: Client::new(url.trim()), folder }
     }
 
-    /// Whoever sends more than JSON.
-    pub(crate) fn client(&self) -> &Client {
-        &self.client
-    }
-
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.folder.path().join("kubeconfig")
     }
@@ -85,6 +80,14 @@ impl Cluster {
         let headers =
             [("Authorization", "Bearer double-admin"), ("Content-Type", "application/apply-patch+yaml")];
         self.client.send("PATCH", &format!("{path}?fieldManager=somebody"), &headers, Some(yaml.as_bytes()))
+    }
+
+    /// What `kubectl patch --type=merge` does, at that path of the API.
+    #[track_caller]
+    pub(crate) fn merge(&self, path: &str, patch: &Value) -> Answer {
+        let headers =
+            [("Authorization", "Bearer double-admin"), ("Content-Type", "application/merge-patch+json")];
+        self.client.send("PATCH", path, &headers, Some(patch.to_string().as_bytes()))
     }
 
     /// The path of the custom resources.

@@ -109,7 +109,7 @@ pub trait Driver: Send + Sync + 'static {
     }
 
     /// What is wrong with a container that a template asks for, beyond what
-    /// holds for all: the patch does not fit. Asks nobody.
+    /// holds for all, which is its patch: it does not fit. Asks nobody.
     fn check(&self, _: &Container) -> Result<()> {
         Ok(())
     }

@@ -106,6 +106,11 @@ async fn lead(inner: &Arc<Inner>) {
             match done {
                 // Its pod goes after it, which is no reason to look at what is gone.
                 Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+                Err(controller::Error::QueueError(error)) if is_unknown(&error) => {
+                    tracing::error!(
+                        "the cluster does not know spaces: apply what `podyard crd` prints; it is tried again"
+                    );
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a space's custom resource cannot be followed; it is tried again");
                 }
@@ -113,6 +118,15 @@ async fn lead(inner: &Arc<Inner>) {
             std::future::ready(())
         })
         .await;
+}
+
+/// Whether the cluster has no definition of the resource.
+fn is_unknown(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
+        _ => false,
+    }
 }
 
 async fn reconcile(space: Arc<Space>, context: Arc<Context>) -> Result<Action> {

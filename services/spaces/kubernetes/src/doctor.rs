@@ -12,7 +12,7 @@ use podyard_driver::{Container, Driver as _, Launch, Phase};
 use tokio::time::Instant;
 
 use crate::driver::Role;
-use crate::error::{ask, is, raw, status};
+use crate::error::{ask, is, raw, status, told};
 use crate::options::{Cluster, connect};
 use crate::{KubernetesDriver, Options, Reach, Way};
 
@@ -81,7 +81,16 @@ pub async fn doctor(options: &Options, stop: impl Future<Output = ()>) -> Vec<Ch
 
 async fn version(cluster: &Cluster) -> Check {
     let url = &cluster.config.cluster_url;
-    match ask("its version", cluster.client.apiserver_version()).await {
+    let answer = match raw("its version", cluster.client.apiserver_version()).await {
+        Ok(Err(error)) if is(&error, 401) || matches!(error, kube::Error::Auth(_)) => {
+            let advice = "See that the token or the certificate of the kubeconfig file is the cluster's and still valid.";
+            let text = format!("{url} does not take the login: {}", told("its version", error));
+            return check("login", Level::Failure, text, advice);
+        }
+        Ok(answer) => answer.map_err(|error| told("its version", error)),
+        Err(error) => Err(error),
+    };
+    match answer {
         Ok(version) => {
             let minor: String = version.minor.chars().take_while(char::is_ascii_digit).collect();
             let old = version.major == "1" && minor.parse::<u32>().is_ok_and(|it| it < OLDEST);

@@ -11,7 +11,7 @@ use kube::{CustomResource, CustomResourceExt as _};
 use podyard_driver::{Container, Launch, Repository};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What a space is to be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
@@ -153,6 +153,11 @@ pub struct SpaceStatus {
     /// `Ready`: whether its program answers.
     #[serde(default)]
     pub conditions: Vec<Condition>,
+}
+
+/// The rule of what cannot be changed: objects in the cluster carry it as their label.
+fn fixed() -> Value {
+    json!([{ "rule": "self == oldSelf", "message": "cannot be changed" }])
 }
 
 /// An object of any kind.
