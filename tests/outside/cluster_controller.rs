@@ -11,6 +11,7 @@ on_each_database!(
     without mysql:
     a_space_is_kept_while_podyard_is_away,
     a_resource_that_was_made_by_hand,
+    why_a_pod_is_not_made_is_told,
 );
 
 const SOON: Duration = Duration::from_secs(40);
@@ -163,4 +164,36 @@ fn a_resource_that_was_made_by_hand(kind: Kind) {
     // What was not Podyard's nobody has touched.
     assert!(cluster.space("strange").unwrap()["status"].is_null());
     assert!(cluster.names("pods").is_empty());
+}
+
+fn why_a_pod_is_not_made_is_told(kind: Kind) {
+    let (house, cluster) = (House::new(kind), Cluster::start("10"));
+    let controller = house.control(&cluster);
+    let server = house.serve_in(&cluster, &WAY);
+    let admin = server.admin();
+    let id = admin.space("work", &admin.container_template("Echo", &json!({"start_limit": 60})));
+    let url = key(&admin.start(&id), "url");
+    let told = |words: &str| {
+        until(&format!("{words:?} is told"), SOON, || {
+            let space = admin.read_space(&id);
+            key(&space, "status_reason").contains(words).then(|| key(&space, "status"))
+        })
+    };
+    // The pod goes, and there is no room for the next one.
+    let room = |memory: &str| {
+        cluster.send("POST", "/_double/node", Some(&json!({"memory": memory}))).expect(200);
+    };
+    room("1Mi");
+    cluster.delete_pod(&cluster.names("pods")[0]);
+    assert_eq!(told("no room"), "running");
+    room("256Gi");
+    until("it is well again", SOON, || (admin.read_space(&id)["status_reason"] == "").then_some(()));
+    until("it opens", SOON, || (admin.get(&url).status == 200).then_some(()));
+    admin.stop(&id);
+    // Nobody makes pods.
+    drop(controller);
+    admin.act(&id, "start").expect(202);
+    assert_eq!(told("no controller has made its pod yet"), "starting");
+    let _controller = house.controller(&cluster);
+    admin.wait_for(&id, &["running"]);
 }

@@ -12,6 +12,7 @@ on_each_database!(
     each_failure_of_a_pod_is_told_in_words,
     what_a_cluster_refuses_is_told_in_words,
     a_claim_that_cannot_grow_keeps_its_size,
+    what_could_not_be_stopped_is_stopped_later,
     the_doctor_tells_what_is_wrong_with_the_login,
     trouble_with_the_api_server_passes,
     watches_that_are_disturbed_do_no_harm,
@@ -190,8 +191,32 @@ fn a_claim_that_cannot_grow_keeps_its_size(kind: Kind) {
     class(true);
     resize();
     until("it has grown", SOON, || (admin.read_space(&id)["storage"] == "8Gi").then_some(()));
-    let claim = cluster.all("persistentvolumeclaims").remove(0);
-    assert_eq!(claim["spec"]["resources"]["requests"]["storage"], "8Gi", "{claim}");
+    until("its claim has grown", SOON, || {
+        let claim = cluster.all("persistentvolumeclaims").remove(0);
+        (claim["spec"]["resources"]["requests"]["storage"] == "8Gi").then_some(())
+    });
+}
+
+fn what_could_not_be_stopped_is_stopped_later(kind: Kind) {
+    let (house, cluster) = (House::new(kind), Cluster::start("10"));
+    let server = house.serve_in(&cluster, &[]);
+    let admin = server.admin();
+    let id = admin.space("x", &admin.container_template("Echo", &json!({})));
+    admin.start(&id);
+    // The login is being changed, say.
+    let fault = json!({"resource": "pods", "verb": "delete", "status": 401});
+    cluster.send("POST", "/_double/faults", Some(&fault)).expect(200);
+    admin.act(&id, "stop").expect(202);
+    let failed = admin.wait_for(&id, &["stop_failed"]);
+    assert!(key(&failed, "status_reason").contains("login"), "{failed}");
+    cluster.send("DELETE", "/_double/faults", None).expect(200);
+    let stopped = until("it is stopped", SOON, || {
+        let space = admin.read_space(&id);
+        (space["status"] == "stopped").then_some(space)
+    });
+    assert_eq!((&stopped["status_reason"], &stopped["running"]), (&json!(""), &json!(false)), "{stopped}");
+    until("its pod is gone", SOON, || cluster.names("pods").is_empty().then_some(()));
+    admin.start(&id);
 }
 
 fn the_doctor_tells_what_is_wrong_with_the_login(kind: Kind) {

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::space::{RUNNING, STARTING, STOPPED, STOPPING};
+use crate::space::{RUNNING, STARTING, STOP_FAILED, STOPPED, STOPPING};
 use crate::tasks::Started;
 use crate::{PROCESS, Space, Spaces};
 
@@ -172,30 +172,54 @@ impl Observer {
             Phase::Ready { .. } => Started::Ready,
             Phase::Exited(exit) => Started::Exited(exit.clone()),
         };
-        self.told.remove(&seen.id);
+        let waited = self.told.remove(&seen.id).is_some();
         if self.call_back(&seen, &news).await? {
             return Ok(());
         }
-        if let Phase::Exited(exit) = &seen.phase {
-            self.died(&seen.id, Some(exit)).await?;
+        match &seen.phase {
+            Phase::Exited(exit) => self.died(&seen.id, Some(exit)).await,
+            Phase::Ready { .. } if waited => self.recovered(&seen.id).await,
+            _ => Ok(()),
         }
+    }
+
+    /// A space that runs answers again: maybe elsewhere.
+    async fn recovered(&self, id: &str) -> Result<()> {
+        let (key, node) = (id.to_owned(), self.driver.node(id).await);
+        let done = self.ctx.write(None, move |tx| {
+            let found = Space::select().eq("id", key.clone()).for_update().one(tx)?;
+            let Some(mut space) = found.filter(is_away) else { return Ok(()) };
+            let before = podyard::before(&space);
+            if node.is_some() {
+                space.node = node.clone();
+            }
+            tx.set_status(&mut space, RUNNING, "")?;
+            tx.log(&space, "recovered", Some(&before))
+        });
+        done.await?;
         Ok(())
     }
 
-    /// Tells the row of a space that starts why it is no further.
+    /// Tells the row of a space why it does not answer yet, or no longer.
     async fn wait(&mut self, seen: &Observed) -> Result<()> {
         if seen.detail.is_empty() || self.told.get(&seen.id) == Some(&seen.detail) {
             return Ok(());
         }
         let (key, detail) = (seen.id.clone(), seen.detail.clone());
         let done = self.ctx.write(None, move |tx| {
-            let found = Space::select().eq("id", key.clone()).for_update().one(tx)?;
-            let Some(mut space) = found.filter(|it| it.status == STARTING && it.status_reason != detail)
-            else {
+            let Some(mut space) = Space::select().eq("id", key.clone()).for_update().one(tx)? else {
                 return Ok(());
             };
-            let before = podyard::before(&space);
-            tx.set_status(&mut space, STARTING, &detail)?;
+            let reason = match space.status.as_str() {
+                STARTING => detail.clone(),
+                RUNNING => format!("it cannot be reached now: {detail}"),
+                _ => return Ok(()),
+            };
+            if space.status_reason == reason {
+                return Ok(());
+            }
+            let (before, status) = (podyard::before(&space), space.status.clone());
+            tx.set_status(&mut space, &status, &reason)?;
             tx.log(&space, "waits", Some(&before))
         });
         done.await?;
@@ -227,8 +251,8 @@ impl Observer {
         }
     }
 
-    /// A program is gone: its row says so, if it still said that it ran and no
-    /// task is on it.
+    /// A program is gone: its row says so, if it said that it ran or could not be
+    /// stopped.
     async fn died(&mut self, id: &str, exit: Option<&Exit>) -> Result<()> {
         // What was seen may be old by now, or be of the run before this one.
         let exit = match self.driver.look(id).await.map_err(podyard::Error::internal)?.map(|it| it.phase) {
@@ -239,10 +263,13 @@ impl Observer {
         let key = id.to_owned();
         let done = self.ctx.write(None, move |tx| {
             let found = Space::select().eq("id", key.clone()).for_update().one(tx)?;
-            let Some(mut space) = found.filter(|space| space.status == RUNNING) else { return Ok(()) };
+            let ended = |it: &Space| it.status == RUNNING || it.status == STOP_FAILED;
+            let Some(mut space) = found.filter(ended) else { return Ok(()) };
             let before = podyard::before(&space);
             space.ended(exit.as_ref(), tx.now());
             let reason = match &exit {
+                // It was to end; now it has.
+                _ if space.status == STOP_FAILED => String::new(),
                 Some(exit) if !exit.reason.is_empty() => exit.reason.clone(),
                 Some(Exit { code: Some(code), .. }) => format!("its program ended with exit code {code}"),
                 Some(Exit { signal: Some(signal), .. }) => {
@@ -265,8 +292,8 @@ impl Observer {
         self.ending.get(id).is_some_and(|it| !it.is_finished())
     }
 
-    /// Ends what is left of a space that no task is on, in a task of its own.
-    /// What fails is found again in the next round.
+    /// Ends what is left of a space that no task is on, beside the round. What
+    /// fails is found again in the next one.
     fn end(&mut self, id: &str) {
         while self.ends.try_join_next().is_some() {}
         self.ending.retain(|_, it| !it.is_finished());
@@ -274,10 +301,11 @@ impl Observer {
             return;
         }
         let (ctx, driver, space) = (self.ctx.clone(), self.driver.clone(), id.to_owned());
+        let grace = self.spaces.options.stop_grace;
         let end = async move {
             let ended = async {
                 if !active(&ctx, &space).await? {
-                    driver.stop(&space, Duration::ZERO).await.map_err(podyard::Error::internal)?;
+                    driver.stop(&space, grace).await.map_err(podyard::Error::internal)?;
                 }
                 Ok::<_, podyard::Error>(())
             };
@@ -295,7 +323,7 @@ impl Observer {
         // The rows first: a row says `running` only after its program was there.
         let (driver, node) = (self.driver.name(), self.spaces.options.node.clone());
         let rows = self.ctx.read(Cost::Unbounded, move |tx| {
-            let busy = [STARTING, RUNNING, STOPPING].map(str::to_owned);
+            let busy = [STARTING, RUNNING, STOPPING, STOP_FAILED].map(str::to_owned);
             let select = Space::select().unscoped().is_in("status", busy).eq("driver", driver.to_owned());
             let rows = select.rows(tx)?;
             // Programs are seen on their own machine only, containers from everywhere.
@@ -308,7 +336,9 @@ impl Observer {
         for row in &rows {
             note(&row.id, self.compare(row, real.get(&row.id)).await);
         }
-        let claimed: HashSet<_> = rows.iter().map(|it| it.id.as_str()).collect();
+        // What could not be stopped is not to run.
+        let claims = rows.iter().filter(|it| it.status != STOP_FAILED);
+        let claimed: HashSet<_> = claims.map(|it| it.id.as_str()).collect();
         self.orphans.retain(|id, _| real.contains_key(id) && !claimed.contains(id.as_str()));
         for seen in real.values().filter(|it| !claimed.contains(it.id.as_str())) {
             note(&seen.id, self.orphan(seen).await);
@@ -319,8 +349,14 @@ impl Observer {
     /// Compares one row that should run with what was seen of it.
     async fn compare(&mut self, row: &Space, seen: Option<&Observed>) -> Result<()> {
         match (row.status.as_str(), seen.map(|it| &it.phase)) {
-            (RUNNING, None) => self.died(&row.id, None).await,
-            (RUNNING, Some(Phase::Exited(exit))) => self.died(&row.id, Some(exit)).await,
+            (RUNNING | STOP_FAILED, None) => self.died(&row.id, None).await,
+            (RUNNING | STOP_FAILED, Some(Phase::Exited(exit))) => self.died(&row.id, Some(exit)).await,
+            // Another process may have told of it, which is no more.
+            (RUNNING, Some(Phase::Ready { .. })) if is_away(row) => self.recovered(&row.id).await,
+            (RUNNING, Some(Phase::Starting)) => match seen {
+                Some(seen) => self.wait(seen).await,
+                None => Ok(()),
+            },
             (STARTING, Some(_)) if active(&self.ctx, &row.id).await? => match seen {
                 Some(seen) => self.take(seen.clone()).await,
                 None => Ok(()),
@@ -350,12 +386,19 @@ impl Observer {
             return Ok(());
         }
         if !matches!(seen.phase, Phase::Exited(_)) {
-            tracing::warn!(space = seen.id, instance = seen.instance, "ends a program that no row claims");
+            tracing::warn!(space = seen.id, instance = seen.instance, "ends a program that is not to run");
         }
         // It counts as one until it is seen no more: what fails is tried in the next round.
         self.end(&seen.id);
         Ok(())
     }
+}
+
+/// What stands before the reason why a space that runs does not answer.
+const AWAY: &str = "it cannot be reached now: ";
+
+fn is_away(space: &Space) -> bool {
+    space.status == RUNNING && space.status_reason.starts_with(AWAY)
 }
 
 /// What goes wrong with one space is told, and the others get their turn.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use podyard::task::{Reason, ReasonKind, Stage, TaskCtx, Wait};
-use podyard::{Error, Nothing, Result, Tx, stages};
+use podyard::{Error, Kind, Nothing, Result, Tx, stages};
 use podyard_driver::{Exit, Observed, Phase};
 use serde::{Deserialize, Serialize};
 
@@ -35,7 +35,8 @@ async fn begin(t: &mut TaskCtx<Space, Nothing>) -> Result<Duration> {
 /// Ends whatever runs of a space.
 async fn end<P>(t: &TaskCtx<Space, P>, driver: &str, grace: Duration) -> Result<Option<Exit>> {
     let spaces = t.ctx().service::<Spaces>()?;
-    spaces.driver(driver)?.stop(&t.object().id, grace).await.map_err(driver_error)
+    let done = spaces.driver(driver)?.stop(&t.object().id, grace).await.map_err(driver_error);
+    done.map_err(|error| if error.kind() == Kind::Conflict { error.class("SpaceStopError") } else { error })
 }
 
 /// What its driver sees of the space.

@@ -144,6 +144,11 @@ impl House {
         until("the cluster knows of the custom resource", SEEN, || {
             (cluster.send("GET", &Cluster::spaces_path(), None).status == 200).then_some(())
         });
+        self.controller(cluster)
+    }
+
+    /// What makes pods of custom resources.
+    pub(crate) fn controller(&self, cluster: &Cluster) -> Process {
         let mut command = self.command();
         command.args(["controller", "--kubernetes-lease", "3", "--kubernetes-kubeconfig"]);
         let log = File::create(self.folder().join("log-controller")).unwrap();

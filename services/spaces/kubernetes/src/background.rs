@@ -67,9 +67,9 @@ pub(crate) async fn looks(inner: Arc<Inner>) {
         for space in inner.cache.missed() {
             let inner = inner.clone();
             looking.spawn(async move {
-                match custom::is_wanted(&inner, &space).await {
-                    Ok(true) => {}
-                    Ok(false) => inner.cache.await_no_more(&space, NOT_WANTED),
+                match custom::ask_for(&inner, &space).await {
+                    Ok(Some(why)) => inner.cache.explain_missed(&space, &why),
+                    Ok(None) => inner.cache.await_no_more(&space, NOT_WANTED),
                     Err(error) => tracing::debug!(space, %error, "a custom resource cannot be looked at"),
                 }
             });

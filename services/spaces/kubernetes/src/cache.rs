@@ -27,6 +27,10 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 const AWAITED: Duration = Duration::from_secs(60);
 /// After how long without one it is asked whether the space is still to run.
 const MISSED: Duration = Duration::from_secs(2);
+/// How long it may take to make the first, before it is asked why there is none.
+const TAKEN_UP: Duration = Duration::from_secs(5);
+/// And how often from then on.
+const ASKED_AGAIN: Duration = Duration::from_secs(10);
 
 /// A pod whose end is to be looked into: its space, and what is known of it.
 pub(crate) type Finished = (String, Seen);
@@ -196,10 +200,12 @@ impl Cache {
         if self.remade && !entry.stopped && !entry.seen.is_over() {
             let instance = entry.seen.instance.clone();
             known.dead.insert(uid.into(), Instant::now());
-            let awaited = Awaited { instance: instance.clone(), since: Instant::now(), asked: false };
+            let why = "its pod was deleted in the cluster and is made anew".to_owned();
+            let awaited = Awaited { instance, since: Instant::now(), why, first: false, asked: None };
+            let told = awaiting(space, &awaited);
             known.awaited.insert(space.to_owned(), awaited);
             drop(known);
-            self.tell(awaiting(space, &instance));
+            self.tell(told);
             self.changed.send_replace(());
             return;
         }
@@ -346,27 +352,51 @@ impl Cache {
             phase: Phase::Exited(tomb.exit.clone()),
             detail: tomb.exit.reason.clone(),
         });
-        let awaited = known.awaited.iter().map(|(space, it)| awaiting(space, &it.instance));
+        let awaited = known.awaited.iter().map(|(space, it)| awaiting(space, it));
         pods.chain(tombs).chain(awaited).collect()
     }
 
-    /// The spaces whose pods are missed for a while: whether they are wanted is
-    /// to be asked, once.
+    /// A controller is to make the pod of a run.
+    pub(crate) fn expect(&self, space: &str, instance: &str) {
+        let mut known = self.known();
+        if !known.pods.contains_key(space) {
+            let (instance, since, why) = (instance.into(), Instant::now(), String::new());
+            let awaited = Awaited { instance, since, why, first: true, asked: None };
+            known.awaited.insert(space.to_owned(), awaited);
+        }
+    }
+
+    /// The spaces whose pods are missed for a while: their resources are to be
+    /// asked what becomes of them. One whose pod went is asked once.
     pub(crate) fn missed(&self) -> Vec<String> {
         let mut known = self.known();
-        let missed = known.awaited.iter_mut().filter(|(_, it)| !it.asked && it.since.elapsed() >= MISSED);
+        let is_due = |it: &Awaited| match it.asked {
+            None => it.since.elapsed() >= if it.first { TAKEN_UP } else { MISSED },
+            Some(at) => it.first && at.elapsed() >= ASKED_AGAIN,
+        };
+        let missed = known.awaited.iter_mut().filter(|(_, it)| is_due(it));
         let ask = |(space, it): (&String, &mut Awaited)| {
-            it.asked = true;
+            it.asked = Some(Instant::now());
             space.clone()
         };
         missed.map(ask).collect()
+    }
+
+    /// Why the first pod of a run is not there yet.
+    pub(crate) fn explain_missed(&self, space: &str, why: &str) {
+        let mut known = self.known();
+        let Some(it) = known.awaited.get_mut(space).filter(|it| it.first && it.why != why) else { return };
+        why.clone_into(&mut it.why);
+        let told = awaiting(space, it);
+        drop(known);
+        self.tell(told);
     }
 
     /// The runs whose pods no controller made anew are over.
     pub(crate) fn give_up_waiting(&self) {
         let late: Vec<String> = {
             let known = self.known();
-            let late = known.awaited.iter().filter(|(_, it)| it.since.elapsed() >= AWAITED);
+            let late = known.awaited.iter().filter(|(_, it)| !it.first && it.since.elapsed() >= AWAITED);
             late.map(|(space, _)| space.clone()).collect()
         };
         for space in late {

@@ -28,10 +28,18 @@ async fn find(inner: &Inner, space: &str) -> Result<Option<Space>> {
     Ok(list.items.into_iter().find(|it| it.spec.id == space))
 }
 
-/// Whether a space is to run, as its resource says.
-pub(crate) async fn is_wanted(inner: &Inner, space: &str) -> Result<bool> {
+/// Why a space that is to run has no pod, as its resource says; none: it is not to run.
+pub(crate) async fn ask_for(inner: &Inner, space: &str) -> Result<Option<String>> {
     let there = find(inner, space).await?;
-    Ok(there.is_some_and(|it| it.spec.running && it.metadata.deletion_timestamp.is_none()))
+    let wanted = there.filter(|it| it.spec.running && it.metadata.deletion_timestamp.is_none());
+    let why = |it: Space| {
+        let seen = it.status.filter(|status| Some(status.observed_generation) == it.metadata.generation);
+        seen.map_or_else(
+            || "no controller has made its pod yet: does `podyard controller` run?".to_owned(),
+            |status| status.message,
+        )
+    };
+    Ok(wanted.map(why))
 }
 
 /// Says that a space is to run, or finds that it is to already.
@@ -50,6 +58,7 @@ pub(crate) async fn start(inner: &Arc<Inner>, launch: &Launch) -> Result<Instanc
     let started_at = jiff::Timestamp::now().as_microsecond();
     let there = find(inner, &launch.id).await?;
     if let Some(there) = there.as_ref().filter(|it| it.spec.running && !it.spec.run.is_empty()) {
+        inner.cache.expect(&launch.id, &there.spec.run);
         return Ok(Instance { id: there.spec.run.clone(), started_at });
     }
     let found = there.and_then(|it| it.metadata.name);
@@ -76,6 +85,7 @@ pub(crate) async fn start(inner: &Arc<Inner>, launch: &Launch) -> Result<Instanc
         "spec": SpaceSpec::of(launch, &run.instance),
     });
     ask(WHAT, api(inner).patch(&name, &applied(), &Patch::Apply(&space))).await?;
+    inner.cache.expect(&launch.id, &run.instance);
     tracing::info!(space = launch.id, resource = name, instance = run.instance, "space is to run");
     Ok(Instance { id: run.instance, started_at })
 }

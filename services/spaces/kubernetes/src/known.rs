@@ -42,13 +42,17 @@ pub(crate) struct Tomb {
     pub(crate) since: Instant,
 }
 
-/// A run whose pod a controller is to make anew.
+/// A run whose pod a controller is to make.
 #[derive(Debug)]
 pub(crate) struct Awaited {
     pub(crate) instance: Box<str>,
     pub(crate) since: Instant,
-    /// Whether the cluster was asked if the run is still wanted.
-    pub(crate) asked: bool,
+    /// Why it is not there.
+    pub(crate) why: String,
+    /// Whether there was none of this run yet.
+    pub(crate) first: bool,
+    /// When its resource was last asked for.
+    pub(crate) asked: Option<Instant>,
 }
 
 /// A start that goes on.
@@ -94,12 +98,12 @@ pub(crate) fn detail(entry: &Entry) -> String {
     }
 }
 
-pub(crate) fn awaiting(space: &str, instance: &str) -> Observed {
+pub(crate) fn awaiting(space: &str, it: &Awaited) -> Observed {
     Observed {
         id: space.to_owned(),
-        instance: instance.to_owned(),
+        instance: it.instance.to_string(),
         phase: Phase::Starting,
-        detail: "its pod was deleted in the cluster and is made anew".to_owned(),
+        detail: it.why.clone(),
     }
 }
 

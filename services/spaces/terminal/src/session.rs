@@ -80,6 +80,8 @@ enum Over {
     Silent,
     /// The client does not speak the protocol.
     Odd,
+    /// The client sent a frame of more than is taken.
+    Large,
     /// Nothing has moved for too long.
     Idle,
     /// The token has expired or was revoked.
@@ -98,6 +100,7 @@ impl Over {
             Self::Client => "client",
             Self::Silent => "silent",
             Self::Odd => "protocol",
+            Self::Large => "large",
             Self::Idle => "idle",
             Self::Token => "token",
             Self::Right => "right",
@@ -111,6 +114,7 @@ impl Over {
             Self::Shell | Self::Client => return None,
             Self::Silent => (CloseCode::Policy, "TerminalSilentError", "no ping was answered"),
             Self::Odd => (CloseCode::Protocol, "TerminalProtocolError", "what was sent is not this protocol"),
+            Self::Large => (CloseCode::Size, "TerminalFrameError", "a frame has more than 64 KiB"),
             Self::Idle => (CloseCode::Policy, "TerminalIdleError", "nothing has moved for too long"),
             Self::Token => (CloseCode::Policy, "UnauthorizedError", "the token is not valid any more"),
             Self::Right => {
@@ -286,9 +290,11 @@ async fn up(
             Ok(Message::Text(text)) => match protocol::read(&text) {
                 Ok(size) => TerminalInput::Resize(size),
                 Err(error) => {
-                    // Lost if the client does not read; it would only fill memory.
                     let error = FromServer::error("TerminalControlError", i18n::text(lang, &error));
-                    let _ = send.try_send(Message::text(error.text()));
+                    // Who does not read what is wrong is not listened to either.
+                    if send.send(Message::text(error.text())).await.is_err() {
+                        return Over::Client;
+                    }
                     continue;
                 }
             },
@@ -296,6 +302,7 @@ async fn up(
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => continue,
             Ok(Message::Close(_)) => return Over::Client,
             Err(WsError::Io(_) | WsError::ConnectionClosed | WsError::AlreadyClosed) => return Over::Client,
+            Err(WsError::Capacity(_)) => return Over::Large,
             Err(error) => {
                 tracing::debug!(%error, "not the protocol of terminals");
                 let broken_off = matches!(
