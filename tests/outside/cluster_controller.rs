@@ -58,6 +58,9 @@ fn a_space_is_kept_while_podyard_is_away(kind: Kind) {
     cluster.pod(&name, "kill");
     let third = made_anew(&cluster, &name, &second);
     phase(&cluster, &name, "Ready");
+    cluster.pod(&name, "evict");
+    let third = made_anew(&cluster, &name, &third);
+    phase(&cluster, &name, "Ready");
     // Back, it shows what is, and brings the way there.
     let server = house.serve_in(&cluster, &WAY);
     let admin = admin.at(&server.base);

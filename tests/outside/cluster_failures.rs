@@ -13,6 +13,7 @@ on_each_database!(
     what_a_cluster_refuses_is_told_in_words,
     a_claim_that_cannot_grow_keeps_its_size,
     what_could_not_be_stopped_is_stopped_later,
+    a_copy_of_a_pod_changes_nothing,
     the_doctor_tells_what_is_wrong_with_the_login,
     trouble_with_the_api_server_passes,
     watches_that_are_disturbed_do_no_harm,
@@ -154,6 +155,13 @@ fn what_a_cluster_refuses_is_told_in_words(kind: Kind) {
     let (reason, _) = fails(&admin, "login", &echo);
     assert!(reason.contains("login"), "{reason}");
     well();
+    // It says nothing at all.
+    fault(json!({"resource": "pods", "verb": "patch", "delayMs": 600_000}));
+    let hasty = admin.container_template("Hasty", &json!({"start_limit": 2}));
+    let (reason, took) = fails(&admin, "silent", &hasty);
+    assert!(reason.contains("does not answer"), "{reason}");
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    well();
     // All of them start once nothing is in the way.
     let id = key(&admin.get("/spaces/login").of("space"), "id");
     admin.start(&id);
@@ -217,6 +225,31 @@ fn what_could_not_be_stopped_is_stopped_later(kind: Kind) {
     assert_eq!((&stopped["status_reason"], &stopped["running"]), (&json!(""), &json!(false)), "{stopped}");
     until("its pod is gone", SOON, || cluster.names("pods").is_empty().then_some(()));
     admin.start(&id);
+}
+
+fn a_copy_of_a_pod_changes_nothing(kind: Kind) {
+    let (house, cluster) = (House::new(kind), Cluster::start("10"));
+    let server = house.serve_in(&cluster, &[]);
+    let admin = server.admin();
+    let id = admin.space("x", &admin.container_template("Echo", &json!({})));
+    let url = key(&admin.start(&id), "url");
+    // As `kubectl debug --copy-to=copy --keep-labels` makes it.
+    let real = cluster.all("pods").remove(0);
+    let meta = &real["metadata"];
+    let copy = json!({"metadata": {"name": "copy", "labels": meta["labels"], "annotations": meta["annotations"]},
+        "spec": real["spec"]});
+    cluster.send("POST", "/api/v1/namespaces/default/pods", Some(&copy)).expect(201);
+    until("the copy runs", SOON, || {
+        let copy = cluster.all("pods").into_iter().find(|it| it["metadata"]["name"] == "copy")?;
+        (copy["status"]["phase"] == "Running").then_some(())
+    });
+    admin.get(&url).expect(200);
+    admin.stop(&id);
+    until("its own pod is gone", SOON, || (cluster.names("pods") == ["copy"]).then_some(()));
+    admin.start(&id);
+    admin.get(&url).expect(200);
+    admin.stop(&id);
+    assert_eq!(cluster.names("pods"), ["copy"]);
 }
 
 fn the_doctor_tells_what_is_wrong_with_the_login(kind: Kind) {

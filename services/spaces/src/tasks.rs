@@ -25,7 +25,9 @@ pub(crate) enum Started {
 async fn begin(t: &mut TaskCtx<Space, Nothing>) -> Result<Duration> {
     let spaces = t.ctx().service::<Spaces>()?;
     let (launch, limit) = launch(t.ctx(), t.object()).await?;
-    let instance = spaces.driver(&t.object().driver)?.start(&launch).await.map_err(driver_error)?;
+    let start = tokio::time::timeout(limit, spaces.driver(&t.object().driver)?.start(&launch)).await;
+    let late = |_| Error::conflict("it could not be started in time: what is to run it does not answer");
+    let instance = start.map_err(late)?.map_err(driver_error)?;
     // Only news of this run counts: that the one before it has ended may be
     // told later than this one begins.
     spaces.waiters(&t.object().driver)?.expect(&t.object().id, &instance.id, t.callback());
@@ -74,6 +76,11 @@ fn running(tx: &mut Tx<'_>, space: &mut Space, node: Option<String>) -> Result<(
     tx.set_status(space, RUNNING, "")
 }
 
+/// How long looking at a start that did not come off may take, and ending it.
+const ENDING: Duration = Duration::from_secs(15);
+/// How often either is tried before the row says that it failed.
+const TRIES: i64 = 3;
+
 /// A start that did not come off: nothing of it stays, and the row says why.
 async fn give_up(t: &mut TaskCtx<Space, Nothing>, why: Reason) -> Stage {
     if let Ok(spaces) = t.ctx().service::<Spaces>()
@@ -84,18 +91,21 @@ async fn give_up(t: &mut TaskCtx<Space, Nothing>, why: Reason) -> Stage {
     let mut detail = None;
     if why.is_timeout() {
         // Asked before what would tell it is gone.
-        match seen(t).await {
+        match tokio::time::timeout(ENDING, seen(t)).await.unwrap_or(Ok(None)) {
             // Nobody was there to be told: Podyard was down.
             Ok(Some(Observed { phase: Phase::Ready { .. }, .. })) => {
                 return runs(t).await.unwrap_or_else(|error| Stage::retry(error.message().to_owned()));
             }
             Ok(seen) => detail = seen.map(|it| it.detail).filter(|it| !it.is_empty()),
-            Err(error) => return Stage::retry(error.message().to_owned()),
+            Err(error) if t.attempt() < TRIES => return Stage::retry(error.message().to_owned()),
+            Err(_) => {}
         }
     }
-    let exit = match end(t, &t.object().driver, Duration::ZERO).await {
-        Ok(exit) => exit,
-        Err(error) => return Stage::retry(error.message().to_owned()),
+    let exit = match tokio::time::timeout(ENDING, end(t, &t.object().driver, Duration::ZERO)).await {
+        Ok(Ok(exit)) => exit,
+        Ok(Err(error)) if t.attempt() < TRIES => return Stage::retry(error.message().to_owned()),
+        // The observer ends what is left of it, once that can be reached.
+        _ => None,
     };
     let cancelled = why.kind == ReasonKind::Cancelled;
     let why = match (why.is_timeout(), detail) {

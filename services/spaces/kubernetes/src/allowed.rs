@@ -210,7 +210,26 @@ const VOLUME: Rule = Map(&[
     ("csi", Any),
     ("downwardAPI", Any),
     ("emptyDir", Any),
-    ("ephemeral", Any),
+    (
+        "ephemeral",
+        Map(&[(
+            "volumeClaimTemplate",
+            Map(&[
+                ("metadata", Any),
+                (
+                    "spec",
+                    // Not what is made of another claim's content, or takes a volume by its name.
+                    Map(&[
+                        ("accessModes", Any),
+                        ("resources", Any),
+                        ("storageClassName", Any),
+                        ("volumeAttributesClassName", Any),
+                        ("volumeMode", Any),
+                    ]),
+                ),
+            ]),
+        )]),
+    ),
     ("name", Any),
     ("persistentVolumeClaim", Any),
     (

@@ -148,7 +148,7 @@ impl Cache {
                 return;
             }
         }
-        if seen.going && !stopped {
+        if !stopped {
             self.taken_away(&mut seen);
         }
         let over = seen.is_over().then(|| seen.clone());
@@ -174,18 +174,21 @@ impl Cache {
         self.changed.send_replace(());
     }
 
-    /// A program that is over since somebody else deletes its pod did not end by itself.
+    /// A program that is over since the cluster, or somebody in it, ends its pod
+    /// did not end by itself.
     fn taken_away(&self, seen: &mut Seen) {
         let Stage::Over(ended) = &mut seen.stage else { return };
-        if ended.reason == NODE_LOST {
-            return;
-        }
-        if self.remade {
+        if self.remade && ended.moved {
             // The run goes on in the next pod.
-            BEING_DELETED.clone_into(&mut seen.why);
+            seen.why = format!("{}; it is made anew", ended.reason);
             seen.stage = Stage::Starting;
-        } else if ended.reason.is_empty() {
-            DELETED.clone_into(&mut ended.reason);
+        } else if seen.going && ended.reason != NODE_LOST {
+            if self.remade {
+                BEING_DELETED.clone_into(&mut seen.why);
+                seen.stage = Stage::Starting;
+            } else if ended.reason.is_empty() {
+                DELETED.clone_into(&mut ended.reason);
+            }
         }
     }
 

@@ -23,7 +23,7 @@ fn seen(uid: &str, version: u64, stage: Stage) -> Seen {
 }
 
 fn over(code: i32) -> Stage {
-    Stage::Over(Ended { code: Some(code), at: 7, reason: String::new() })
+    Stage::Over(Ended { code: Some(code), at: 7, ..Ended::default() })
 }
 
 struct Watched {

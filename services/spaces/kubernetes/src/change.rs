@@ -109,7 +109,7 @@ fn instance(seen: &Seen) -> Instance {
 }
 
 fn own(inner: &Inner, pod: &Pod, space: &str) -> bool {
-    names::space_of(&pod.metadata, &inner.options).as_deref() == Some(space)
+    names::space_of_pod(&pod.metadata, &inner.options).as_deref() == Some(space)
 }
 
 fn foreign(what: &str, name: &str) -> Error {

@@ -27,7 +27,7 @@ use crate::error::told;
 use crate::pod::Run;
 use crate::seen::Seen;
 use crate::space::{Space, SpaceStatus};
-use crate::why::Stage;
+use crate::why::{Ended, Stage};
 use crate::{KubernetesDriver, Options, Reach, Way, change, names};
 
 /// How often a resource is looked at whatever happens. It asks for nothing
@@ -37,6 +37,8 @@ const ROUND: Duration = Duration::from_secs(60);
 const GOING: Duration = Duration::from_secs(1);
 /// When what failed is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How old a pod must be that the cluster has ended, before the next one is made.
+const REST: Duration = Duration::from_secs(20);
 /// Resources that are worked on at once.
 const AT_ONCE: u16 = 32;
 
@@ -167,7 +169,7 @@ async fn reconcile(space: Arc<Space>, context: Arc<Context>) -> Result<Action> {
         Err(error) => Err(error),
         // What has ended says no more when it is gone.
         Ok(()) if inner.cache.pod(&spec.id).is_some_and(|it| it.going) => Ok(Action::requeue(GOING)),
-        Ok(()) => Ok(Action::requeue(ROUND)),
+        Ok(()) => Ok(Action::requeue(inner.cache.pod(&spec.id).as_ref().and_then(rests).unwrap_or(ROUND))),
     }
 }
 
@@ -189,6 +191,7 @@ async fn act(inner: &Arc<Inner>, space: &Space) -> Result<()> {
     let spec = &space.spec;
     let seen = inner.cache.pod(&spec.id);
     let other = seen.as_ref().filter(|it| !spec.run.is_empty() && *it.instance != *spec.run);
+    let other = other.or(seen.as_ref().filter(|it| rests(it) == Some(Duration::ZERO)));
     match (&seen, spec.running) {
         (None, false) => {}
         // What ended by itself stays so until there is another run; what is
@@ -213,6 +216,15 @@ async fn act(inner: &Arc<Inner>, space: &Space) -> Result<()> {
     // Who deletes a resource takes note of no exit.
     inner.cache.take_note(&spec.id);
     Ok(())
+}
+
+/// How long it is until a pod that the cluster ended for its own ends is made
+/// anew; none if it is not. One that is evicted again and again is not to keep the
+/// cluster busy.
+fn rests(seen: &Seen) -> Option<Duration> {
+    let Stage::Over(Ended { moved: true, .. }) = &seen.stage else { return None };
+    let age = Timestamp::now().as_microsecond().saturating_sub(seen.made_at);
+    Some(REST.saturating_sub(Duration::from_micros(u64::try_from(age).unwrap_or(0))))
 }
 
 fn status_of(space: &Space, seen: Option<&Seen>, why: &str) -> SpaceStatus {
@@ -273,7 +285,6 @@ mod tests {
     use super::*;
     use crate::pod::tests::launch;
     use crate::space::SpaceSpec;
-    use crate::why::Ended;
 
     #[test]
     fn what_is_said_of_a_space() {

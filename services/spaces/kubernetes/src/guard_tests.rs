@@ -216,6 +216,11 @@ fn what_no_volume_may_be() {
     };
     refused([
         (volume(json!({ "hostPath": { "path": "/" } })), "spec.volumes[v].hostPath"),
+        (
+            volume(json!({ "ephemeral": { "volumeClaimTemplate": { "spec": {
+                "dataSource": { "kind": "PersistentVolumeClaim", "name": "ws-a-b" } } } } })),
+            "spec.volumes[v].ephemeral.volumeClaimTemplate.spec.dataSource",
+        ),
         (volume(json!({ "nfs": { "server": "s", "path": "/" } })), "spec.volumes[v].nfs"),
         (volume(json!({ "image": { "reference": "r" } })), "spec.volumes[v].image"),
         (

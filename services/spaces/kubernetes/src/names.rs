@@ -39,8 +39,12 @@ const DIGEST: usize = 12;
 
 /// The name of a space's pod and claim: `ws-<uid>-<sid>`.
 pub(crate) fn object_name(launch: &Launch) -> String {
-    let sid = part(&launch.sid, MOST_SID);
-    let user = part(&launch.user, MOST - "ws--".len() - sid.len());
+    name_for(&launch.user, &launch.sid)
+}
+
+fn name_for(user: &str, sid: &str) -> String {
+    let sid = part(sid, MOST_SID);
+    let user = part(user, MOST - "ws--".len() - sid.len());
     format!("{SPACES}{user}-{sid}")
 }
 
@@ -131,6 +135,23 @@ pub(crate) fn space_of(meta: &ObjectMeta, options: &Options) -> Option<String> {
     ours.then(|| named.clone())
 }
 
+/// The space whose pod this is. A copy of one carries all its marks, but cannot
+/// have its name: it is somebody else's.
+pub(crate) fn space_of_pod(meta: &ObjectMeta, options: &Options) -> Option<String> {
+    let space = space_of(meta, options)?;
+    let labels = meta.labels.as_ref()?;
+    let user = meta.annotations.as_ref().and_then(|it| it.get(USER)).or_else(|| labels.get(USER));
+    let (Some(user), Some(sid)) = (user, labels.get(SID)) else { return Some(space) };
+    // What no label can be is not to be had from it.
+    let is_told = !is_digest(user) && !is_digest(sid);
+    (!is_told || meta.name.as_deref() == Some(&*name_for(user, sid))).then_some(space)
+}
+
+/// Whether [`label`] may have made this of something else.
+fn is_digest(label: &str) -> bool {
+    label.len() == 41 && label.starts_with('x')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,5 +214,24 @@ mod tests {
         assert_eq!(space_of(&meta(&ours[1..]), &options), None);
         assert_eq!(space_of(&meta(&[ours[0], (INSTALLATION, "other"), ours[2]]), &options), None);
         assert_eq!(space_of(&ObjectMeta::default(), &options), None);
+    }
+
+    #[test]
+    fn a_copy_is_somebody_elses() {
+        let (options, launch) = (Options::default(), crate::pod::tests::launch());
+        let texts = |map: Map<String, Value>| {
+            map.into_iter().map(|(key, it)| (key, it.as_str().unwrap_or_default().to_owned())).collect()
+        };
+        let mut meta = ObjectMeta {
+            name: Some(object_name(&launch)),
+            labels: Some(texts(labels(&launch, &options))),
+            annotations: Some(texts(annotations(&launch))),
+            ..ObjectMeta::default()
+        };
+        assert_eq!(space_of_pod(&meta, &options), Some(launch.id.clone()));
+        meta.annotations = None;
+        assert_eq!(space_of_pod(&meta, &options), Some(launch.id));
+        meta.name = Some("copy".into());
+        assert_eq!(space_of_pod(&meta, &options), None);
     }
 }

@@ -60,19 +60,19 @@ pub(crate) async fn pods(api: Api<Pod>, cache: Arc<Cache>, options: Arc<Options>
     follow(api, selected(&options), &cache.clone(), |event| match event {
         Event::Init => (began, listed) = (Instant::now(), HashSet::new()),
         Event::InitApply(pod) => {
-            if let Some(space) = names::space_of(&pod.metadata, &options) {
+            if let Some(space) = names::space_of_pod(&pod.metadata, &options) {
                 cache.put(&space, Seen::of(&pod), false);
                 listed.insert(space);
             }
         }
         Event::InitDone => cache.pods_listed(&std::mem::take(&mut listed), began),
         Event::Apply(pod) => {
-            if let Some(space) = names::space_of(&pod.metadata, &options) {
+            if let Some(space) = names::space_of_pod(&pod.metadata, &options) {
                 cache.put(&space, Seen::of(&pod), false);
             }
         }
         Event::Delete(pod) => {
-            if let Some(space) = names::space_of(&pod.metadata, &options) {
+            if let Some(space) = names::space_of_pod(&pod.metadata, &options) {
                 // What it was at last says how it ended.
                 let seen = Seen::of(&pod);
                 let uid = seen.uid.clone();

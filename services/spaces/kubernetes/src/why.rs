@@ -42,6 +42,8 @@ pub(crate) struct Ended {
     pub(crate) at: i64,
     /// Why, where a code does not say it.
     pub(crate) reason: String,
+    /// Whether the cluster ended the pod for its own ends, so that another could run elsewhere.
+    pub(crate) moved: bool,
 }
 
 /// How far a pod is, and why it is no further; empty if there is nothing to say.
@@ -135,7 +137,8 @@ fn ended(pod: &Pod, status: &PodStatus) -> Option<Ended> {
     if let Some(reason) = disrupted {
         let (code, at) =
             terminated.map_or((None, 0), |it| (Some(it.exit_code), micros(it.finished_at.as_ref())));
-        return Some(Ended { code, at, reason });
+        let moved = text(status.reason.as_ref()) != "DeadlineExceeded";
+        return Some(Ended { code, at, reason, moved });
     }
     for (container, first) in containers(status) {
         let (state, last) = (container.state.as_ref(), container.last_state.as_ref());
@@ -251,6 +254,7 @@ fn crash_loop(container: &ContainerStatus, last: Option<&ContainerState>, first:
         code: last.filter(|_| !first && container.name == MAIN).map(|it| it.exit_code),
         at: last.map_or(0, |it| micros(it.finished_at.as_ref())),
         reason: format!("{who} crashes again and again ({times} times; the last: {how})"),
+        moved: false,
     }
 }
 
@@ -265,7 +269,7 @@ fn before_it(container: &ContainerStatus, end: &ContainerStateTerminated) -> End
         Some("StartError" | "ContainerCannotRun") => format!("{what}: {}", text(end.message.as_ref())),
         _ => format!("{what}: exit code {}", end.exit_code),
     };
-    Ended { code: None, at: micros(end.finished_at.as_ref()), reason }
+    Ended { code: None, at: micros(end.finished_at.as_ref()), reason, moved: false }
 }
 
 /// How the program itself ended.
@@ -281,13 +285,13 @@ fn of_program(pod: &Pod, end: &ContainerStateTerminated) -> Ended {
                 Some(limit) => format!("it ran out of memory: it may use {limit}"),
                 None => "it ran out of memory".to_owned(),
             };
-            Ended { code: Some(end.exit_code), at, reason }
+            Ended { code: Some(end.exit_code), at, reason, moved: false }
         }
         Some("StartError" | "ContainerCannotRun") => {
             let reason = format!("its command cannot be run: {}", text(end.message.as_ref()));
-            Ended { code: None, at, reason }
+            Ended { code: None, at, reason, moved: false }
         }
-        _ => Ended { code: Some(end.exit_code), at, reason: String::new() },
+        _ => Ended { code: Some(end.exit_code), at, ..Ended::default() },
     }
 }
 

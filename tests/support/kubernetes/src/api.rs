@@ -19,7 +19,7 @@ use crate::route::Target;
 use crate::status::{Cause, Failure};
 use crate::value::{leaving, list, name};
 use crate::write::{self, Ask, Written};
-use crate::{Server, control, delete, discovery, exec, logs, patch, proxy, scale, watch};
+use crate::{Server, control, delete, discovery, exec, logs, patch, protobuf, proxy, scale, watch};
 
 /// Answers a request. An error cuts the connection.
 pub(crate) async fn handle(server: Arc<Server>, request: hyper::Request<Incoming>) -> io::Result<Response> {
@@ -219,11 +219,9 @@ fn decode(of: &Resource, request: &Request) -> Result<Value, Failure> {
         })?,
         "application/yaml" => serde_saphyr::from_str(&String::from_utf8_lossy(&request.body))
             .map_err(|error| unreadable(&error.to_string()))?,
-        _ => {
-            return Err(Failure::media(
-                "application/json, application/yaml, application/vnd.kubernetes.protobuf",
-            ));
-        }
+        it => protobuf::read(&request.body).filter(|_| it == protobuf::TYPE).ok_or_else(|| {
+            Failure::media("application/json, application/yaml, application/vnd.kubernetes.protobuf")
+        })?,
     };
     if !body.is_object() {
         body = json!({});

@@ -22,6 +22,7 @@ mod logs;
 mod managed;
 mod patch;
 mod present;
+mod protobuf;
 mod proxy;
 mod read;
 mod resource;
