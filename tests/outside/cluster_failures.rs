@@ -14,6 +14,7 @@ on_each_database!(
     a_claim_that_cannot_grow_keeps_its_size,
     what_could_not_be_stopped_is_stopped_later,
     a_copy_of_a_pod_changes_nothing,
+    a_log_that_cannot_be_had_is_told_as_such,
     the_doctor_tells_what_is_wrong_with_the_login,
     trouble_with_the_api_server_passes,
     watches_that_are_disturbed_do_no_harm,
@@ -227,6 +228,23 @@ fn what_could_not_be_stopped_is_stopped_later(kind: Kind) {
     admin.start(&id);
 }
 
+fn a_log_that_cannot_be_had_is_told_as_such(kind: Kind) {
+    let (house, cluster) = (House::new(kind), Cluster::start("10"));
+    let server = house.serve_in(&cluster, &[]);
+    let admin = server.admin();
+    let id = admin.space("x", &admin.container_template("Echo", &json!({})));
+    admin.start(&id);
+    for fault in [json!({"status": 500, "message": "its node is away"}), json!({"cut": "before"})] {
+        let mut fault = fault;
+        fault["resource"] = json!("pods/log");
+        cluster.send("POST", "/_double/faults", Some(&fault)).expect(200);
+        let answer = admin.get(&format!("/spaces/{id}/log")).expect(503);
+        assert!(answer.text().contains("log"), "{}", answer.text());
+        cluster.send("DELETE", "/_double/faults", None).expect(200);
+    }
+    admin.get(&format!("/spaces/{id}/log")).expect(200);
+}
+
 fn a_copy_of_a_pod_changes_nothing(kind: Kind) {
     let (house, cluster) = (House::new(kind), Cluster::start("10"));
     let server = house.serve_in(&cluster, &[]);
@@ -262,6 +280,15 @@ fn the_doctor_tells_what_is_wrong_with_the_login(kind: Kind) {
     };
     let (code, said) = doctor(&cluster.kubeconfig(), &[]);
     assert!(code == Some(0) && said.contains("trial"), "{said}");
+    let (code, said) = doctor(&cluster.kubeconfig(), &["--kubernetes-way", "custom-resources"]);
+    assert!(code == Some(1) && said.contains("the custom resource Space is not there"), "{said}");
+    assert!(said.contains("warning controller: no controller is at work"), "{said}");
+    let controller = house.control(&cluster);
+    until("the doctor sees the controller", SOON, || {
+        let (code, said) = doctor(&cluster.kubeconfig(), &["--kubernetes-way", "custom-resources"]);
+        (code == Some(0) && said.contains("makes the pods")).then_some(())
+    });
+    drop(controller);
     let wrong = tempfile::NamedTempFile::new().unwrap();
     let text = std::fs::read_to_string(cluster.kubeconfig()).unwrap();
     std::fs::write(wrong.path(), text.replace("double-admin", "nobody-s")).unwrap();

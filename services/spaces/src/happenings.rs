@@ -1,5 +1,7 @@
 //! What a cluster tells of a space, among the records of `GET /spaces/<id>/events`.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use podyard::db::Cost;
 use podyard::event::Besides;
@@ -10,6 +12,9 @@ use podyard_driver::Happening;
 use serde_json::{Value, json};
 
 use crate::{Space, Spaces};
+
+/// How long the records wait for what the cluster tells.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 podyard::inventory::submit! {
     Besides { keyword: "space", read }
@@ -22,11 +27,15 @@ fn read(ctx: Ctx, id: String) -> BoxFuture<'static, Result<Vec<Value>>> {
         let found = ctx.read(Cost::Bounded, move |tx| Space::select().eq("id", key.clone()).one(tx));
         let Some(space) = found.await?.value else { return Ok(Vec::new()) };
         match spaces.driver(&space.driver) {
-            Ok(driver) => match driver.events(&id).await {
-                Ok(all) => Ok(all.iter().map(|it| shown(&space, it)).collect()),
+            Ok(driver) => match tokio::time::timeout(PATIENCE, driver.events(&id)).await {
+                Ok(Ok(all)) => Ok(all.iter().map(|it| shown(&space, it)).collect()),
                 // The records are there all the same.
-                Err(error) => {
+                Ok(Err(error)) => {
                     tracing::warn!(space = id, %error, "the cluster's events cannot be read");
+                    Ok(Vec::new())
+                }
+                Err(_) => {
+                    tracing::warn!(space = id, "the cluster's events do not come");
                     Ok(Vec::new())
                 }
             },

@@ -422,7 +422,9 @@ impl Space {
 pub(crate) fn read_error(error: podyard_driver::Error) -> Error {
     use podyard_driver::Error as Driver;
     match &error {
-        Driver::Unavailable(text) => Error::unavailable(text.clone(), 1),
+        Driver::Unavailable(_) | Driver::Io { .. } | Driver::Stuck(_) => {
+            Error::unavailable(error.to_string(), 1).caused_by(error)
+        }
         _ => Error::internal(error),
     }
 }

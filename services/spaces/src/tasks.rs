@@ -26,7 +26,10 @@ async fn begin(t: &mut TaskCtx<Space, Nothing>) -> Result<Duration> {
     let spaces = t.ctx().service::<Spaces>()?;
     let (launch, limit) = launch(t.ctx(), t.object()).await?;
     let start = tokio::time::timeout(limit, spaces.driver(&t.object().driver)?.start(&launch)).await;
-    let late = |_| Error::conflict("it could not be started in time: what is to run it does not answer");
+    let late = |_| {
+        let text = "it could not be started in time: what is to run it does not answer";
+        Error::conflict(text).class("SpaceStartError")
+    };
     let instance = start.map_err(late)?.map_err(driver_error)?;
     // Only news of this run counts: that the one before it has ended may be
     // told later than this one begins.

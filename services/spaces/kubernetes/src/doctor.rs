@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Api, ListParams, PostParams};
@@ -14,7 +16,7 @@ use tokio::time::Instant;
 use crate::driver::Role;
 use crate::error::{ask, is, raw, status, told};
 use crate::options::{Cluster, connect};
-use crate::{KubernetesDriver, Options, Reach, Way};
+use crate::{KubernetesDriver, Options, Reach, Way, lease};
 
 /// How long the trial pod may take: its image may have to be pulled.
 const TRIAL: Duration = Duration::from_secs(120);
@@ -72,6 +74,7 @@ pub async fn doctor(options: &Options, stop: impl Future<Output = ()>) -> Vec<Ch
     checks.push(storage(&cluster, options).await);
     if options.way == Way::CustomResources {
         checks.push(definition(&cluster).await);
+        checks.push(controller(&cluster, options).await);
     }
     if checks.iter().all(|it| it.level != Level::Failure) {
         checks.push(trial(options, stop).await);
@@ -272,6 +275,31 @@ async fn definition(cluster: &Cluster) -> Check {
         }
         Err(error) => check("definition", Level::Failure, error.to_string(), "Try again."),
     }
+}
+
+/// Whether somebody makes pods of custom resources, as far as the Lease tells.
+async fn controller(cluster: &Cluster, options: &Options) -> Check {
+    const NAME: &str = "controller";
+    let advice = "Run `podyard controller`, which the manifests' custom-resources bring.";
+    let api: Api<Lease> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    match ask("the controller's Lease", api.get_opt(&lease::name(options, Role::Controller))).await {
+        Ok(found) => match found.and_then(|it| it.spec).filter(is_held) {
+            Some(held) => {
+                let who = held.holder_identity.unwrap_or_default();
+                check(NAME, Level::Ok, format!("{who} makes the pods"), "")
+            }
+            None => check(NAME, Level::Warning, "no controller is at work", advice),
+        },
+        Err(error) => check(NAME, Level::Warning, error.to_string(), advice),
+    }
+}
+
+/// Whether it was renewed not long ago, by clocks that may differ a little.
+fn is_held(lease: &LeaseSpec) -> bool {
+    let length = i64::from(lease.lease_duration_seconds.unwrap_or(0)) + 30;
+    let now = Timestamp::now().as_second();
+    let renewed = lease.renew_time.as_ref().map_or(0, |it| it.0.as_second());
+    lease.holder_identity.as_ref().is_some_and(|it| !it.is_empty()) && now - renewed < length
 }
 
 /// Runs a pod that writes into its files, as a space's does, and removes both.

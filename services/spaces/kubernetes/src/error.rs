@@ -97,7 +97,8 @@ fn is_quota(message: &str) -> bool {
 
 /// An error with all that caused it.
 pub(crate) fn reason(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    // That it was a service says nothing to anybody.
+    let mut text = error.to_string().trim_start_matches("ServiceError: ").to_owned();
     let mut next = error.source();
     while let Some(cause) = next {
         let cause_text = cause.to_string();

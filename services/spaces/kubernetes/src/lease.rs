@@ -58,6 +58,11 @@ fn written(before: Option<&LeaseSpec>, step: Step, me: &str, length: Duration, n
     spec
 }
 
+/// The name of the Lease of those who do the same.
+pub(crate) fn name(options: &Options, role: Role) -> String {
+    format!("podyard-{}{}", names::part(&options.installation, 40), role.suffix())
+}
+
 struct Election {
     api: Api<Lease>,
     name: String,
@@ -71,7 +76,7 @@ impl Election {
     fn new(cluster: &Cluster, options: &Options, role: Role) -> Self {
         Self {
             api: Api::namespaced(cluster.client.clone(), &cluster.namespace),
-            name: format!("podyard-{}{}", names::part(&options.installation, 40), role.suffix()),
+            name: name(options, role),
             me: options.identity.clone(),
             length: options.lease.max(Duration::from_secs(3)),
             last: None,
