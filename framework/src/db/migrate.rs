@@ -68,7 +68,7 @@ fn guarded(url: &DatabaseUrl) -> Result<Guarded> {
         #[cfg(feature = "mysql")]
         AnyConnection::Mysql(conn) => super::mysql::prepare_to_migrate(conn)?,
         _ => {
-            let key = super::pool::lock_key("podyard/migrate");
+            let key = super::checkout::lock_key("podyard/migrate");
             conn.batch_execute(&format!("SELECT pg_advisory_lock({key})"))?;
         }
     }

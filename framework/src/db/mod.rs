@@ -8,6 +8,7 @@
 //! has connections. Never inline, since a round trip would stall a worker.
 //! MySQL and MariaDB: as PostgreSQL.
 
+mod checkout;
 mod connection;
 pub(crate) mod glance;
 mod group;
@@ -18,6 +19,7 @@ mod part;
 mod pool;
 #[cfg(feature = "mysql")]
 mod portable;
+mod queues;
 mod schema;
 mod sql;
 mod value;
@@ -37,10 +39,10 @@ use crate::{Error, Result};
 pub(crate) use group::OneRow;
 use group::Work;
 
+pub(crate) use checkout::{MYSQL_LOCK, lock_key, lock_row};
 pub use connection::{AnyConnection, Dialect, MultiBackend, MultiRow};
 pub use migrate::{MigrationSet, define, pending, revert, run as migrate};
 pub(crate) use part::{begin_part, end_part};
-pub(crate) use pool::{MYSQL_LOCK, lock_key, lock_row};
 pub use schema::differences;
 pub(crate) use sql::execute_fixed;
 pub use sql::{FromRow, Sql, each, execute, load, load_one};

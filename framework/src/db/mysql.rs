@@ -12,7 +12,7 @@ use diesel::result::QueryResult;
 use diesel::sqlite::Sqlite;
 use diesel::{MysqlConnection, RunQueryDsl as _, sql_query};
 
-use super::pool::LOCK_ROWS;
+use super::checkout::LOCK_ROWS;
 use super::portable::{self, Index, Step, TEXT_KEY};
 use super::{AnyConnection, MigrationSet, Sql};
 use crate::{Error, Result};

@@ -1,40 +1,31 @@
-//! The workers of a process: who claims, runs stages and moves tasks on.
+//! The workers of a process: who claims tasks, and has them run in its slots.
+//! What goes on in a slot is in `attempts`, what is done for others' tasks in
+//! `upkeep`.
 
-use std::collections::{HashMap, HashSet};
-use std::panic::AssertUnwindSafe;
+mod attempts;
+mod upkeep;
+
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use super::clock::micros;
-use super::commit::{self, Committer, Next, Written};
-use super::ctx::{Fetched, Ran};
+use super::commit::{self, Committer, Next};
 use super::engine::{Metrics, Waker, WorkerOptions};
-use super::plan::{Now, Plan};
 use super::share::Shares;
-use super::stage::{Effect, Reason, ReasonKind, Spawn, Step};
-use super::store::{self, Claimed, Move, Process, Seen, Status};
-use super::{StageSpec, TaskEntry, entry, heart, is_winding_up, kind, mend, names};
+use super::store::{self, Process};
+use super::{TaskEntry, entry, heart, kind, names};
 use crate::Result;
-use crate::auth::UserCred;
 use crate::ctx::{Core, Ctx, Tx, new_id};
 use crate::db::{Cost, Dialect};
-use crate::telemetry;
 use crate::worker::{Report, Reporter};
 
 /// Tasks in one claim at most.
 const BATCH: usize = 100;
-/// How long a running task is left before somebody asks whether it is stuck.
-const SUSPECT: Duration = Duration::from_secs(30);
-/// Ended tasks that one transaction deletes.
-const FORGET: i64 = 200;
-/// How often old tasks are deleted.
-const FORGET_EVERY: Duration = Duration::from_secs(600);
 /// Queues that one look sees; with more, it takes turns among them.
 const HEADS: i64 = 64;
 /// The same, as a number of rows.
@@ -92,17 +83,6 @@ struct Watched {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What came of a stage's result.
-enum Committed {
-    /// This worker goes on with the task.
-    On(Box<Next>),
-    /// It does not.
-    Left,
-    /// The task was not ours, or no longer: another worker has it, or an
-    /// earlier try was written and its answer lost.
-    Stale,
 }
 
 /// A slot in use; dropped with the task that uses it, however that ends.
@@ -338,41 +318,6 @@ impl Worker {
         }
     }
 
-    /// The processes that are dead, and the beat that they had.
-    fn judge(&self, seen: &[Seen]) -> Vec<(String, i64)> {
-        let me = lock(&self.lease).id.clone();
-        let busy = self.running.load(Ordering::Acquire) > 0;
-        let (now, gap) = (Instant::now(), self.options.poll * 3 + Duration::from_millis(500));
-        let mut watched = lock(&self.watched);
-        watched.retain(|id, _| seen.iter().any(|it| it.id == *id));
-        let mut dead = Vec::new();
-        for it in seen {
-            let mine = *it.id == *me;
-            // Who looks is alive: if only its heartbeat is late, its stages are
-            // still at it. Others may judge otherwise.
-            if mine && busy {
-                continue;
-            }
-            let here = !it.of.host.is_empty() && it.of.host == self.process.host;
-            if here && heart::is_dead(it.of.pid, it.of.started) {
-                dead.push((it.id.clone(), it.beat));
-                continue;
-            }
-            let fresh = Watched { beat: it.beat, since: now, looked: now };
-            let entry = watched.entry(it.id.clone()).or_insert(fresh);
-            if entry.beat != it.beat || now - entry.looked > gap {
-                *entry = fresh;
-            }
-            entry.looked = now;
-            // A process that this machine still has is late or stopped rather than dead.
-            let patience = if here && !mine { self.options.lease * 3 } else { self.options.lease };
-            if now - entry.since >= patience {
-                dead.push((it.id.clone(), it.beat));
-            }
-        }
-        dead
-    }
-
     async fn claim(&self, wanted: usize, timers: bool) -> Result<(Arc<str>, Vec<Next>)> {
         let (worker, fresh) = {
             let lease = lock(&self.lease);
@@ -464,292 +409,6 @@ impl Worker {
             self.abandon();
         }
         let _ = go.send(());
-    }
-
-    /// Runs a task's stages, one after another, until it has to wait, ends, or
-    /// is no longer ours. Tells whether it knows which of them.
-    async fn work(&self, kind: &'static TaskEntry, worker: &Arc<str>, (mut task, mut object): Next) -> bool {
-        loop {
-            let task_now = Arc::new(task);
-            let begun = Instant::now();
-            let plan = self.attempt(kind, &task_now, object.take()).await;
-            telemetry::STAGES.with_label_values(&[kind.name]).observe(begun.elapsed().as_secs_f64());
-            Metrics::add(&self.metrics.stages, 1);
-            match self.commit(kind, worker, &task_now, plan).await {
-                Committed::On(next) => (task, object) = *next,
-                Committed::Left => return true,
-                Committed::Stale => return false,
-            }
-        }
-    }
-
-    /// Runs one stage and says what is to become of the task.
-    async fn attempt(&self, kind: &'static TaskEntry, task: &Arc<Claimed>, object: Option<Fetched>) -> Plan {
-        let knows = |_: &&StageSpec| self.core.tasks.faults().knows(&task.stage);
-        let Some(spec) = kind.stage(&task.stage).filter(knows) else {
-            tracing::warn!(
-                task = task.id,
-                name = task.task_name,
-                stage = task.stage,
-                "this version has no such stage"
-            );
-            return Plan::leave();
-        };
-        if task.attempt > spec.attempts {
-            // Each attempt ended with the worker: this one would too.
-            let text = format!("the worker died in each of {} attempts", spec.attempts);
-            return Plan::of(Step::Fail(Reason::new(ReasonKind::Lost, &text)));
-        }
-        let mut limit = Duration::from_secs(spec.timeout_s);
-        if let Some(deadline) = task.deadline.filter(|_| !is_winding_up(&task.stage)) {
-            let left = deadline - self.core.tasks.clock().time();
-            if left <= 0 {
-                return Plan::of(Step::Fail(Reason::timeout("the task took longer than it may")));
-            }
-            limit = limit.min(Duration::from_micros(u64::try_from(left).unwrap_or(0)));
-        }
-        let cred: UserCred = match serde_json::from_str(&task.user_cred) {
-            Ok(cred) => cred,
-            Err(error) => return Plan::of(Step::Fail(format!("its credential: {error}").into())),
-        };
-        let ctx = Ctx::task(self.core.clone(), Arc::new(cred), task.id.as_str());
-        let run = self.core.tasks.faults().at("stage", (kind.run)(ctx, task.clone(), object));
-        let run = AssertUnwindSafe(run).catch_unwind();
-        match timeout(limit, run).await {
-            Err(_) => {
-                let text = format!("{} took longer than {} s", task.stage, limit.as_secs_f64().ceil());
-                Plan::of(Step::Retry(Reason::timeout(&text)))
-            }
-            Ok(Err(panic)) => {
-                let text = panic
-                    .downcast_ref::<&str>()
-                    .map(ToString::to_string)
-                    .or_else(|| panic.downcast_ref::<String>().cloned())
-                    .unwrap_or_else(|| "no message".to_owned());
-                tracing::error!(
-                    task = task.id,
-                    name = task.task_name,
-                    stage = task.stage,
-                    text,
-                    "a stage panicked"
-                );
-                Plan::of(Step::Retry(Reason::new(ReasonKind::Panic, &format!("panic: {text}"))))
-            }
-            Ok(Ok(Ok(None))) => Plan::gone(task),
-            Ok(Ok(Ok(Some(Ran { stage: Ok(stage), progress })))) => Plan::stage(stage, progress),
-            Ok(Ok(Ok(Some(Ran { stage: Err(error), progress })))) => Plan::error(task, error).told(progress),
-            Ok(Ok(Err(error))) => Plan::error(task, error),
-        }
-    }
-
-    /// Moves the task on, however long the database may be away. Gives the
-    /// task back if this worker goes on with it.
-    async fn commit(
-        &self,
-        kind: &'static TaskEntry,
-        worker: &Arc<str>,
-        task: &Arc<Claimed>,
-        mut plan: Plan,
-    ) -> Committed {
-        let mut pause = Duration::from_millis(100);
-        let mut cancel = false;
-        loop {
-            let now = Now {
-                options: &self.options,
-                time: self.core.tasks.clock().time(),
-                cancel,
-                stopping: self.is_stopping() || self.shares.is_paused(kind.name),
-            };
-            let to = plan.moved(kind, task, &now);
-            let (effect, spawns) = (plan.effect.take(), std::mem::take(&mut plan.spawns));
-            let used_up = effect.is_some() || !spawns.is_empty();
-            let written = if used_up {
-                self.write(kind, worker, task, to.clone(), effect, spawns).await
-            } else {
-                self.committer.advance(worker, task, &to).await
-            };
-            match written {
-                Ok(Written::On(next)) => {
-                    self.count(kind.name, &to);
-                    return next.map_or(Committed::Left, Committed::On);
-                }
-                Ok(Written::Cancelled(effect, spawns)) => {
-                    cancel = true;
-                    (plan.effect, plan.spawns) = (effect, spawns);
-                }
-                Ok(Written::Gone) => plan = Plan::gone(task),
-                Ok(Written::Stale) => {
-                    Metrics::add(&self.metrics.stale, 1);
-                    tracing::info!(
-                        task = task.id,
-                        stage = task.stage,
-                        epoch = task.epoch,
-                        "a result came too late"
-                    );
-                    return Committed::Stale;
-                }
-                // The effect was tried and is used up: this attempt has
-                // failed. If it was written all the same and only the answer
-                // was lost, the next try finds the task no longer held.
-                Err(error) if used_up => plan = Plan::error(task, error),
-                Err(error) => {
-                    tracing::warn!(task = task.id, stage = task.stage, %error, "a result cannot be written yet");
-                    sleep(jitter(pause)).await;
-                    pause = (pause * 2).min(Duration::from_secs(5));
-                }
-            }
-        }
-    }
-
-    /// One try to move the task on, in one transaction with what it changes.
-    async fn write(
-        &self,
-        kind: &'static TaskEntry,
-        worker: &Arc<str>,
-        task: &Arc<Claimed>,
-        to: Move,
-        effect: Option<Effect>,
-        spawns: Vec<Spawn>,
-    ) -> Result<Written> {
-        let cred = serde_json::from_str(&task.user_cred).unwrap_or_else(|_| UserCred::system());
-        let ctx = Ctx::task(self.core.clone(), Arc::new(cred), task.id.as_str());
-        let (worker, of) = (worker.clone(), task.clone());
-        let done =
-            ctx.write(None, move |tx| commit::with_effect(tx, kind, &worker, &of, &to, effect, spawns));
-        Ok(self.core.tasks.faults().at("effect", done).await?.value)
-    }
-
-    fn count(&self, kind: &str, to: &Move) {
-        telemetry::ATTEMPTS.with_label_values(&[kind, to.outcome]).inc();
-        if to.status.is_ended() {
-            telemetry::TASKS_ENDED.with_label_values(&[kind, to.status.as_str()]).inc();
-        }
-        match (to.status, &to.stage) {
-            (Status::Done, _) => Metrics::add(&self.metrics.completed, 1),
-            (Status::Failed, _) => Metrics::add(&self.metrics.failed, 1),
-            (Status::Cancelled, _) => Metrics::add(&self.metrics.cancelled, 1),
-            (Status::Queued, None) => Metrics::add(&self.metrics.retried, 1),
-            _ => {}
-        }
-    }
-
-    /// Takes up what the database has as ours and nobody here runs: a claim or
-    /// a commit was written and its answer lost. Between two claims, so that
-    /// none is on its way.
-    async fn reclaim(&self) -> Result<()> {
-        let id = lock(&self.lease).id.clone();
-        let held = self.core.db.read(Cost::Bounded, move |conn| store::holding(conn, &id)).await?.value;
-        // In this order: what ends meanwhile is written before it leaves its slot.
-        let here: HashSet<String> = lock(&self.handles).values().map(|(id, _)| id.clone()).collect();
-        for (id, epoch) in held.into_iter().filter(|(id, _)| !here.contains(id)) {
-            let (task, clock) = (id.clone(), self.core.tasks.clock().clone());
-            let done = self.core.db.write_engine(move |conn| {
-                let now = clock.now(conn)?;
-                store::take_one(conn, &task, epoch, now)
-            });
-            if self.core.tasks.faults().at("reclaim", done).await?.value {
-                tracing::info!(task = id, "took up a task of which no answer came");
-                Metrics::add(&self.metrics.recovered, 1);
-                self.waker.due();
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes up what dead workers had.
-    async fn recover(&self, dead: Vec<(String, i64)>) -> Result<()> {
-        let clock = self.core.tasks.clock().clone();
-        let done = self.core.db.write_engine(move |conn| {
-            let now = clock.now(conn)?;
-            let mut n = 0;
-            for (worker, beat) in dead {
-                n += store::take_back(conn, &worker, Some(beat), now, "lost", false)?.unwrap_or(0);
-            }
-            Ok(n)
-        });
-        let n = self.core.tasks.faults().at("recover", done).await?.value;
-        if n > 0 {
-            tracing::info!(tasks = n, "took up the tasks of a worker that is gone");
-            Metrics::add(&self.metrics.recovered, n);
-        }
-        Ok(())
-    }
-
-    /// Now and then: finds stuck tasks and deletes old ones.
-    pub(super) async fn keep_house(self: Arc<Self>) {
-        let mut forgot: Option<Instant> = None;
-        loop {
-            sleep(jitter(SUSPECT)).await;
-            let forget = forgot.is_none_or(|at| at.elapsed() >= FORGET_EVERY);
-            if forget {
-                forgot = Some(Instant::now());
-            }
-            self.tidy(forget).await;
-        }
-    }
-
-    /// Deletes old tasks, if it is time to, and finds stuck ones.
-    pub(super) async fn tidy(&self, forget: bool) {
-        self.register().await;
-        if forget && let Err(error) = self.forget().await {
-            tracing::warn!(%error, "old tasks could not be deleted");
-        }
-        if let Err(error) = self.free_stuck().await {
-            tracing::warn!(%error, "stuck tasks could not be looked for");
-        }
-        let from = lock(&self.mended).clone();
-        match mend::mend(&self.core, from).await {
-            Ok(cursor) => *lock(&self.mended) = cursor,
-            Err(error) => tracing::warn!(%error, "stuck tasks could not be looked for"),
-        }
-    }
-
-    /// Takes tasks from workers that have no lease at all, or that have not
-    /// ended a stage long after its time.
-    async fn free_stuck(&self) -> Result<()> {
-        let clock = self.core.tasks.clock().clone();
-        let look = move |conn: &mut crate::db::AnyConnection| {
-            let now = clock.peek(conn)?;
-            store::running(conn, now, micros(SUSPECT))
-        };
-        let running = self.core.db.read(Cost::Unbounded, look).await?.value;
-        for task in running {
-            let limit = entry(&task.task_name).and_then(|it| it.stage(&task.stage)).map(|it| it.timeout_s);
-            let over =
-                limit.is_some_and(|s| task.age > Duration::from_secs(s) + self.options.lease + SUSPECT);
-            if task.leased && !over {
-                continue;
-            }
-            let (id, epoch, clock) = (task.id.clone(), task.epoch, self.core.tasks.clock().clone());
-            let take = move |conn: &mut crate::db::AnyConnection| {
-                let now = clock.now(conn)?;
-                store::take_one(conn, &id, epoch, now)
-            };
-            if self.core.tasks.faults().at("tidy", self.core.db.write(None, take)).await?.value {
-                tracing::warn!(task = task.id, stage = task.stage, "took a stuck task from its worker");
-                Metrics::add(&self.metrics.recovered, 1);
-                telemetry::TASKS_REPAIRED.with_label_values(&["running"]).inc();
-                self.waker.due();
-            }
-        }
-        Ok(())
-    }
-
-    async fn forget(&self) -> Result<()> {
-        let keep = micros(self.options.keep);
-        loop {
-            let clock = self.core.tasks.clock().clone();
-            let forget = move |conn: &mut crate::db::AnyConnection| {
-                let now = clock.now(conn)?;
-                store::forget(conn, now - keep, FORGET)
-            };
-            let n = self.core.tasks.faults().at("tidy", self.core.db.write(None, forget)).await?.value;
-            if n == 0 {
-                return Ok(());
-            }
-            // Others want to write too.
-            sleep(Duration::from_millis(50)).await;
-        }
     }
 
     /// One heartbeat, on its own thread.

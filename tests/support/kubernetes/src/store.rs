@@ -37,9 +37,8 @@ pub(crate) struct State {
     /// What is older than this cannot be listed exactly.
     pub compacted: u64,
     stores: BTreeMap<String, Objects>,
-    /// All changes after `log_start`, one for each version.
+    /// The last changes, in the order of their versions.
     log: VecDeque<Arc<Change>>,
-    log_start: u64,
 }
 
 /// How many changes are kept.
@@ -54,7 +53,6 @@ impl State {
             compacted: 0,
             stores: BTreeMap::new(),
             log: VecDeque::new(),
-            log_start: 100,
         }
     }
 
@@ -112,8 +110,8 @@ impl State {
 
     /// The changes after `version`.
     pub fn since(&self, version: u64) -> Vec<Arc<Change>> {
-        let skip = usize::try_from(version.saturating_sub(self.log_start)).unwrap_or(usize::MAX);
-        self.log.iter().skip(skip).cloned().collect()
+        let seen = self.log.partition_point(|it| it.version <= version);
+        self.log.iter().skip(seen).cloned().collect()
     }
 
     /// The oldest version that a kind can be watched from.
@@ -135,11 +133,10 @@ impl State {
         self.compacted = self.version;
     }
 
-    /// Forgets all changes, as a server does that starts anew.
+    /// Forgets all changes, as a server does that starts anew. (They stay for what
+    /// is within the cluster and may not have seen the last of them.)
     pub fn forget(&mut self) {
         self.version += 8;
-        self.log.clear();
-        self.log_start = self.version;
         self.window = self.version;
         self.compacted = self.version;
     }
@@ -177,11 +174,11 @@ impl State {
     ) {
         let change = Change { version: self.version, store: store.to_owned(), key, old, new, shown };
         self.log.push_back(Arc::new(change));
-        if self.log.len() > KEPT {
-            self.log.pop_front();
-            self.log_start += 1;
-            self.window = self.window.max(self.log_start);
-            self.compacted = self.compacted.max(self.log_start);
+        if self.log.len() > KEPT
+            && let Some(oldest) = self.log.pop_front()
+        {
+            self.window = self.window.max(oldest.version);
+            self.compacted = self.compacted.max(oldest.version);
         }
     }
 }
