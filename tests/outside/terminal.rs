@@ -38,6 +38,13 @@ fn a_shell_over_a_websocket(kind: Kind) {
         let said = shell.said();
         assert_eq!(said["error"]["class"], "TerminalControlError", "{said}");
     }
+    // However many they are.
+    for _ in 0..20 {
+        shell.control("{}");
+    }
+    for _ in 0..20 {
+        assert_eq!(shell.said()["error"]["class"], "TerminalControlError");
+    }
     // Bytes of all sorts, there and back.
     shell.type_in(
         "stty raw -echo; printf g$((1+1))o; head -c 70000 | cat; stty -raw echo; echo done-$((1+1))\n",
@@ -58,6 +65,11 @@ fn a_shell_over_a_websocket(kind: Kind) {
     shell.until("done-2");
     shell.type_in("sleep 900 & exit 7\n");
     assert_eq!(shell.end(), (json!({"exit": {"code": 7, "reason": ""}}), CloseCode::Normal));
+    // A frame has its bounds.
+    let mut large = open(&ann, &id);
+    large.socket.send(Message::binary(vec![b'x'; 70_000])).unwrap();
+    let (said, code) = large.end();
+    assert_eq!((&said["error"]["class"], code), (&json!("TerminalFrameError"), CloseCode::Size), "{said}");
     no_shells(&id);
     // By name, by bearer, and by a token among the subprotocols, as browsers can.
     let token = ann.token.clone().unwrap();
