@@ -12,6 +12,7 @@ on_each_database!(
     a_space_is_kept_while_podyard_is_away,
     a_resource_that_was_made_by_hand,
     why_a_pod_is_not_made_is_told,
+    two_servers_share_resources_and_the_proxy,
 );
 
 const SOON: Duration = Duration::from_secs(40);
@@ -199,4 +200,31 @@ fn why_a_pod_is_not_made_is_told(kind: Kind) {
     assert_eq!(told("no controller has made its pod yet"), "starting");
     let _controller = house.controller(&cluster);
     admin.wait_for(&id, &["running"]);
+}
+
+fn two_servers_share_resources_and_the_proxy(kind: Kind) {
+    let (house, cluster) = (House::new(kind), Cluster::start("10"));
+    let _controller = house.control(&cluster);
+    let args = [&WAY[..], &["--kubernetes-reach", "proxy"]].concat();
+    let mut first = house.serve_in(&cluster, &args);
+    let second = house.serve_in(&cluster, &args);
+    let admin = first.admin();
+    let id = admin.space("work", &admin.container_template("Echo", &json!({})));
+    let url = key(&admin.start(&id), "url");
+    let other = admin.at(&second.base);
+    let opens =
+        || until("it opens by the other server", SOON, || (other.get(&url).status == 200).then_some(()));
+    opens();
+    // The one that leads dies, and so does the pod.
+    first.kill_9();
+    let (name, before) = (cluster.names("pods").remove(0), cluster.all("pods")[0]["metadata"]["uid"].clone());
+    cluster.delete_pod(&name);
+    made_anew(&cluster, &name, &before);
+    opens();
+    assert_eq!(other.read_space(&id)["status"], "running");
+    other.stop(&id);
+    phase(&cluster, &name, "Stopped");
+    other.delete(&format!("/spaces/{id}")).refused(409, "ConfirmationNeededError");
+    other.delete(&format!("/spaces/{id}?force=true")).expect(200);
+    until("all of it is gone", SOON, || cluster.names("persistentvolumeclaims").is_empty().then_some(()));
 }

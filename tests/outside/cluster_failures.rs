@@ -197,6 +197,11 @@ fn a_claim_that_cannot_grow_keeps_its_size(kind: Kind) {
     assert!(key(&after, "status_reason").contains("must support resize"), "{after}");
     admin.start(&id);
     admin.stop(&id);
+    // Nor does a size that was made larger keep it from its files.
+    let larger = crate::harness::body("spec", json!({"storage": "5Gi"}));
+    admin.put(&format!("/specs/{}", key(&before, "spec_id")), &larger).expect(200);
+    admin.start(&id);
+    admin.stop(&id);
     class(true);
     resize();
     until("it has grown", SOON, || (admin.read_space(&id)["storage"] == "8Gi").then_some(()));
@@ -243,6 +248,13 @@ fn a_log_that_cannot_be_had_is_told_as_such(kind: Kind) {
         cluster.send("DELETE", "/_double/faults", None).expect(200);
     }
     admin.get(&format!("/spaces/{id}/log")).expect(200);
+    // Events that do not come keep nobody from the records.
+    let slow = json!({"resource": "events", "delayMs": 600_000});
+    cluster.send("POST", "/_double/faults", Some(&slow)).expect(200);
+    let begin = Instant::now();
+    let events = admin.get(&format!("/spaces/{id}/events")).expect(200).of("events");
+    assert!(events.as_array().is_some_and(|it| it.iter().any(|it| it["action"] == "create")), "{events}");
+    assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
 }
 
 fn a_copy_of_a_pod_changes_nothing(kind: Kind) {

@@ -96,7 +96,7 @@ fn dns_name(text: &str) -> Result<String, String> {
     if text.is_empty() || (text.len() <= 253 && text.split('.').all(label)) {
         return Ok(text.to_owned());
     }
-    Err("must be of lower-case letters, digits and - within it, at most 253".to_owned())
+    Err("must be of lower-case letters and digits, with - and . within it, at most 253".to_owned())
 }
 
 /// The same without dots, and shorter.

@@ -267,9 +267,12 @@ impl Observer {
             let Some(mut space) = found.filter(ended) else { return Ok(()) };
             let before = podyard::before(&space);
             space.ended(exit.as_ref(), tx.now());
-            let reason = match &exit {
+            if space.status == STOP_FAILED {
                 // It was to end; now it has.
-                _ if space.status == STOP_FAILED => String::new(),
+                tx.set_status(&mut space, STOPPED, "")?;
+                return tx.log(&space, "stopped", Some(&before));
+            }
+            let reason = match &exit {
                 Some(exit) if !exit.reason.is_empty() => exit.reason.clone(),
                 Some(Exit { code: Some(code), .. }) => format!("its program ended with exit code {code}"),
                 Some(Exit { signal: Some(signal), .. }) => {
