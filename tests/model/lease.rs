@@ -1,4 +1,4 @@
-//! Claim, lease, commit, recovery: `task/worker.rs`, `store/claim.rs`,
+//! Claim, lease, commit, recovery: `task/worker.rs` with its rooms, `store/claim.rs`,
 //! `store/lease.rs`, `store/advance.rs` and `store/keep.rs`.
 //!
 //! A step is a transaction, or what a process does between two. That is fine
